@@ -1,0 +1,1 @@
+//! The nodeless scheduler: pure decisions, no I/O.

@@ -1,0 +1,3 @@
+//! The control plane: API, scheduling, inventory.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Objects with resource versions and a watch, kept through a restart.

@@ -1,0 +1,1 @@
+//! The host's agent: sandboxes from spawn to clean-up.

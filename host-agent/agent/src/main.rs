@@ -1,0 +1,3 @@
+//! The host's agent: sandboxes from spawn to clean-up.
+
+fn main() {}

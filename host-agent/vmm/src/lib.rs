@@ -1,0 +1,1 @@
+//! One microVM: KVM, memory, a PCI bus, vhost-user frontends.

@@ -1,0 +1,3 @@
+//! One microVM: KVM, memory, a PCI bus, vhost-user frontends.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! A virtual bare-metal host with a true KVM, without hardware.

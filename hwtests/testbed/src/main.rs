@@ -1,0 +1,3 @@
+//! A virtual bare-metal host with a true KVM, without hardware.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The card's daemon: the control path of one host.

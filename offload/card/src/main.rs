@@ -1,0 +1,3 @@
+//! The card's daemon: the control path of one host.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! ENIs of a pod and their vhost-user-net backend.

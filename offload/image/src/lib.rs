@@ -1,0 +1,1 @@
+//! OCI images: pulled, verified, flattened, one EROFS disk each.

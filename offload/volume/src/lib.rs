@@ -1,0 +1,1 @@
+//! Disks of a pod and their vhost-user-blk backend.

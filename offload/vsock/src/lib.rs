@@ -1,0 +1,1 @@
+//! The control channel of a pod: a vhost-user-vsock backend.

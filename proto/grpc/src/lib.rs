@@ -1,0 +1,34 @@
+//! The gRPC services: clients and cards to the control plane, clients to cards,
+//! cards to agents; and how an error travels through all of them.
+
+mod status;
+
+pub use longship_framed::error::{Class, Failure};
+pub use status::{FailureExt, failure_of};
+
+/// Clients and cards ↔ control plane.
+#[allow(missing_docs)]
+pub mod control {
+    /// Version 1.
+    pub mod v1 {
+        tonic::include_proto!("longship.control.v1");
+    }
+}
+
+/// Clients ↔ card.
+#[allow(missing_docs)]
+pub mod card {
+    /// Version 1.
+    pub mod v1 {
+        tonic::include_proto!("longship.card.v1");
+    }
+}
+
+/// Card ↔ agent.
+#[allow(missing_docs)]
+pub mod agent {
+    /// Version 1.
+    pub mod v1 {
+        tonic::include_proto!("longship.agent.v1");
+    }
+}
