@@ -15,6 +15,10 @@ use crate::frame::{FrameError, body_len, decode, encode};
 /// The most descriptors that one frame may carry.
 pub const MAX_DESCRIPTORS: usize = 8;
 
+/// The most that the kernel lets one message carry (`SCM_MAX_FD`). There is room
+/// for all, so that none is ever cut off and lost track of.
+const SCM_MAX_FD: usize = 253;
+
 /// Sends one message with descriptors.
 ///
 /// # Errors
@@ -75,7 +79,7 @@ fn receive_head(
     head: &mut [u8; 4],
     fds: &mut Vec<OwnedFd>,
 ) -> Result<usize, FrameError> {
-    let mut space = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
+    let mut space = nix::cmsg_space!([RawFd; SCM_MAX_FD]);
     loop {
         let mut buffers = [IoSliceMut::new(head)];
         let received = match recvmsg::<()>(
@@ -87,7 +91,6 @@ fn receive_head(
             Err(nix::Error::EINTR) => continue,
             other => other.map_err(std::io::Error::from)?,
         };
-        let truncated = received.flags.contains(MsgFlags::MSG_CTRUNC);
         for message in received.cmsgs().map_err(std::io::Error::from)? {
             if let ControlMessageOwned::ScmRights(raw) = message {
                 // SAFETY: the kernel has just installed these descriptors for this
@@ -98,7 +101,7 @@ fn receive_head(
                 );
             }
         }
-        if truncated {
+        if fds.len() > MAX_DESCRIPTORS {
             return Err(FrameError::TooManyDescriptors(MAX_DESCRIPTORS));
         }
         return Ok(received.bytes);
