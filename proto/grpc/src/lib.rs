@@ -2,9 +2,13 @@
 //! cards to agents; and how an error travels through all of them.
 
 mod status;
+pub mod token;
 
 pub use longship_framed::error::{Class, Failure};
 pub use status::{FailureExt, failure_of};
+
+/// All services and messages as an encoded `FileDescriptorSet`, for reflection.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/longship.bin"));
 
 /// Clients and cards ↔ control plane.
 #[allow(missing_docs)]
