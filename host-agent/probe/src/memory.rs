@@ -1,0 +1,64 @@
+//! Memory for guests.
+
+use std::fs;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use crate::check::Check;
+
+/// Below this much free memory not even the smallest pod fits well.
+const LEAST_FREE: u64 = 256 << 20;
+
+/// Guest memory is a memfd each, shared with the backends that serve the guest.
+pub(crate) fn check_memfd() -> Check {
+    const NAME: &str = "memfd";
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    match memfd_create(c"longship-probe", flags) {
+        Ok(_) => Check::ok(NAME, "can be made and sealed"),
+        Err(error) => Check::fail(
+            NAME,
+            format!("memfd_create: {error}"),
+            "use a kernel with CONFIG_MEMFD_CREATE",
+        ),
+    }
+}
+
+pub(crate) fn check_free_memory() -> Check {
+    const NAME: &str = "memory";
+    let Some(free) = fs::read_to_string("/proc/meminfo")
+        .ok()
+        .as_deref()
+        .and_then(available)
+    else {
+        return Check::fail(NAME, "/proc/meminfo has no MemAvailable", "mount /proc");
+    };
+    let finding = format!("{} MiB free", free >> 20);
+    if free < LEAST_FREE {
+        let remedy = format!("free at least {} MiB for pods", LEAST_FREE >> 20);
+        Check::warn(NAME, finding, remedy)
+    } else {
+        Check::ok(NAME, finding)
+    }
+}
+
+/// Bytes that can be had without swapping, from the text of /proc/meminfo.
+fn available(meminfo: &str) -> Option<u64> {
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn available_memory_is_read_in_bytes() {
+        let text = "MemTotal:  100 kB\nMemAvailable:   24576 kB\n";
+        assert_eq!(available(text), Some(24 << 20));
+        assert_eq!(available("MemTotal: 1 kB\n"), None);
+        assert_eq!(available("MemAvailable: 99999999999999999999 kB\n"), None);
+    }
+}
