@@ -1,0 +1,295 @@
+//! A device that turns its input round, served to a driver that behaves and to
+//! one that does not.
+
+#![allow(clippy::unwrap_used, reason = "a test's own steps")]
+
+use std::io::Write;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Duration, Instant};
+
+use longship_vhost_user::driver::{
+    Driver, INDIRECT, MEMORY_SIZE, MEMORY_START, NEXT, Piece, RING_SIZE, RawDescriptor, WRITE,
+};
+use longship_vhost_user::{Buffers, Device, RingError, ServeError, Server, SharedMemory, Vring};
+use proptest::prelude::*;
+use vhost::VhostBackend;
+use vhost::vhost_user::VhostUserFrontend;
+
+/// Writes what it reads, backwards.
+struct Mirror;
+
+const LIMIT: usize = 16;
+
+impl Mirror {
+    fn drain(ring: &mut Vring, memory: &SharedMemory) -> Result<(), virtio_queue::Error> {
+        loop {
+            ring.disable_kicks(memory)?;
+            while let Some(chain) = ring.pop(memory)? {
+                let head = chain.head_index();
+                let written = match Buffers::of(memory, chain, LIMIT) {
+                    Ok(mut buffers) => {
+                        let len = buffers.readable.len().min(buffers.writable.len());
+                        let mut bytes = vec![0; len];
+                        assert!(buffers.readable.read(&mut bytes));
+                        bytes.reverse();
+                        assert!(buffers.writable.write(&bytes));
+                        u32::try_from(len).unwrap()
+                    }
+                    Err(_) => 0,
+                };
+                ring.push_used(memory, head, written)?;
+            }
+            ring.notify(memory)?;
+            if !ring.enable_kicks(memory)? {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl Device for Mirror {
+    fn queue_count(&self) -> usize {
+        2
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn config(&self) -> &[u8] {
+        &[1, 2, 3]
+    }
+
+    fn process(
+        &mut self,
+        index: usize,
+        rings: &mut [Vring],
+        memory: &SharedMemory,
+    ) -> Result<(), RingError> {
+        Self::drain(&mut rings[index], memory).map_err(|source| RingError {
+            ring: index,
+            source,
+        })
+    }
+}
+
+fn served() -> (tempfile::TempDir, Server) {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("device"), Mirror).unwrap();
+    (dir, server)
+}
+
+fn mirrored(driver: &mut Driver, ring: usize, bytes: &[u8], indirect: bool) {
+    let (a, b) = bytes.split_at(bytes.len() / 3);
+    let len = u32::try_from(bytes.len()).unwrap();
+    let pieces = [Piece::Read(a), Piece::Read(b), Piece::Write(len)];
+    let sent = driver.submit(ring, &pieces, indirect);
+    driver.kick(ring);
+    assert_eq!(driver.wait_used(ring), Some((sent.head, len)));
+    let mut back = driver.read(sent.pieces[2].0, len);
+    back.reverse();
+    assert_eq!(back, bytes);
+}
+
+fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").unwrap().count()
+}
+
+#[test]
+fn both_rings_are_served_with_and_without_indirect_tables_and_event_idx() {
+    let (_dir, server) = served();
+    for without in [0, 1 << 29, 1 << 28] {
+        let mut driver = Driver::connect(server.socket(), 2, without);
+        for i in 0..300_u32 {
+            let indirect = without == 0 && i % 2 == 0;
+            mirrored(&mut driver, (i % 2) as usize, &i.to_le_bytes(), indirect);
+        }
+    }
+}
+
+#[test]
+fn a_frontend_that_comes_back_is_served_again() {
+    let (_dir, server) = served();
+    for _ in 0..20 {
+        let mut driver = Driver::connect(server.socket(), 2, 0);
+        mirrored(&mut driver, 0, b"again", false);
+    }
+}
+
+#[test]
+fn a_ring_that_is_stopped_goes_on_where_it_was() {
+    let (_dir, server) = served();
+    let mut driver = Driver::connect(server.socket(), 2, 0);
+    for _ in 0..3 {
+        mirrored(&mut driver, 1, b"before", false);
+    }
+    let base = driver.stop(1);
+    assert_eq!(base, 3);
+    let sent = driver.submit(1, &[Piece::Read(b"xy"), Piece::Write(2)], false);
+    driver.kick(1);
+    let none = driver.wait_used_for(1, Duration::from_millis(100));
+    assert_eq!(none, None, "a stopped ring was served");
+    driver.start(1, base);
+    assert_eq!(driver.wait_used(1), Some((sent.head, 2)));
+}
+
+#[test]
+fn the_configuration_is_padded_with_zeros() {
+    let (_dir, server) = served();
+    let mut driver = Driver::connect(server.socket(), 2, 0);
+    assert_eq!(driver.config(8), [1, 2, 3, 0, 0, 0, 0, 0]);
+    assert_eq!(driver.frontend.get_queue_num().unwrap(), 2);
+}
+
+#[test]
+fn stop_ends_the_thread_and_removes_the_socket_whoever_is_connected() {
+    let (_dir, mut server) = served();
+    let begin = Instant::now();
+    server.stop();
+    server.stop();
+    assert!(!server.socket().exists());
+
+    let (_dir, mut server) = served();
+    let _driver = Driver::connect(server.socket(), 2, 0);
+    server.stop();
+    assert!(!server.socket().exists());
+
+    // Half a message: the thread waits for the rest of it.
+    let (_dir, mut server) = served();
+    let mut stream = UnixStream::connect(server.socket()).unwrap();
+    stream.write_all(&[1, 0, 0]).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    server.stop();
+    assert!(begin.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn one_thread_serves_a_device_and_its_end_closes_everything() {
+    // Alone in its process: the counts are the process's.
+    if std::env::var_os("LONGSHIP_COUNTS").is_none() {
+        let me = std::env::current_exe().unwrap();
+        let name = "one_thread_serves_a_device_and_its_end_closes_everything";
+        let status = std::process::Command::new(me)
+            .args(["--exact", name, "--test-threads=1"])
+            .env("LONGSHIP_COUNTS", "1")
+            .status();
+        assert!(status.unwrap().success());
+        return;
+    }
+    let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let (before, fds) = (threads(), descriptors());
+    let (dir, server) = served();
+    let mut driver = Driver::connect(server.socket(), 2, 0);
+    mirrored(&mut driver, 0, b"count", false);
+    assert_eq!(threads(), before + 1);
+    for _ in 0..50 {
+        drop(driver);
+        driver = Driver::connect(server.socket(), 2, 0);
+    }
+    drop((driver, server, dir));
+    assert_eq!(threads(), before);
+    assert_eq!(descriptors(), fds);
+}
+
+#[test]
+fn the_socket_of_a_dead_process_is_replaced_and_others_are_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("device");
+    drop(UnixListener::bind(&path).unwrap());
+    let server = Server::start(&path, Mirror).unwrap();
+    let refused = Server::start(&path, Mirror).unwrap_err();
+    assert!(matches!(refused, ServeError::InUse(_)), "{refused}");
+    drop(server);
+
+    std::fs::write(&path, "precious").unwrap();
+    let refused = Server::start(&path, Mirror).unwrap_err();
+    assert!(matches!(refused, ServeError::NotASocket(_)), "{refused}");
+    assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+}
+
+#[test]
+fn an_impossible_available_index_stops_that_ring_alone() {
+    let (_dir, server) = served();
+    let mut driver = Driver::connect(server.socket(), 2, 0);
+    driver.set_available_index(0, RING_SIZE + 1);
+    driver.kick(0);
+    assert!(driver.wait_broken(0));
+    mirrored(&mut driver, 1, b"the other", false);
+}
+
+#[test]
+fn a_head_outside_the_table_stops_that_ring_alone() {
+    let (_dir, server) = served();
+    let mut driver = Driver::connect(server.socket(), 2, 0);
+    driver.make_available(0, RING_SIZE);
+    driver.kick(0);
+    assert!(driver.wait_broken(0));
+    mirrored(&mut driver, 1, b"the other", false);
+}
+
+#[test]
+fn a_ring_outside_memory_is_refused() {
+    let (_dir, server) = served();
+    let driver = Driver::negotiate(server.socket(), 2, 0);
+    let at = |end: u64| vhost::VringConfigData {
+        queue_max_size: RING_SIZE,
+        queue_size: RING_SIZE,
+        flags: 0,
+        desc_table_addr: end,
+        used_ring_addr: end,
+        avail_ring_addr: end,
+        log_addr: None,
+    };
+    assert!(driver.frontend.set_vring_addr(0, &at(0x1000)).is_err());
+}
+
+fn descriptor() -> impl Strategy<Value = RawDescriptor> {
+    let end = MEMORY_START + MEMORY_SIZE as u64;
+    let address = prop_oneof![
+        (0_u64..0x1000).prop_map(|o| MEMORY_START + 0x10_0000 + o * 16),
+        (0_u64..0x100).prop_map(move |o| end - o),
+        Just(0),
+        any::<u64>(),
+        // The tables themselves.
+        (0_u64..0x400).prop_map(|o| MEMORY_START + o * 16),
+    ];
+    let len = prop_oneof![0_u32..600, Just(16), Just(u32::MAX), any::<u32>()];
+    let flags = prop_oneof![
+        Just(0),
+        Just(NEXT),
+        Just(NEXT | WRITE),
+        Just(INDIRECT),
+        0_u16..8
+    ];
+    let next = prop_oneof![0_u16..12, any::<u16>()];
+    (address, len, flags, next).prop_map(|(address, len, flags, next)| RawDescriptor {
+        address,
+        len,
+        flags,
+        next,
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_the_rings_hold_the_next_frontend_is_served(
+        descriptors in prop::collection::vec(descriptor(), 1..12),
+        heads in prop::collection::vec(0_u16..16, 1..24),
+    ) {
+        let (_dir, server) = served();
+        let mut driver = Driver::connect(server.socket(), 2, 0);
+        for (i, d) in descriptors.iter().enumerate() {
+            driver.set_descriptor(0, u16::try_from(i).unwrap(), *d);
+        }
+        for head in heads {
+            driver.make_available(0, head);
+            driver.kick(0);
+        }
+        let _ = driver.wait_used_for(0, Duration::from_millis(20));
+        drop(driver);
+        let mut driver = Driver::connect(server.socket(), 2, 0);
+        mirrored(&mut driver, 1, b"still here", true);
+    }
+}
