@@ -1,4 +1,5 @@
 //! What holds after any history of hosts and pods coming and going.
+#![allow(clippy::unwrap_used)] // the helpers are tests too
 
 use std::collections::BTreeMap;
 
