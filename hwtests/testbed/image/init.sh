@@ -34,6 +34,8 @@ build_root() {
     mount -t devtmpfs dev /dev
     mount -t sysfs sys /sys
     insert early
+    insert late & # on the other CPU, meanwhile
+    late=$!
 
     share root /host ro,cache=loose || fail "the caller's root cannot be mounted"
     mount -t tmpfs -o size=100%,mode=755 changes /root
@@ -60,7 +62,7 @@ build_root() {
         mount --bind /host/lib/modules lib/modules
         umount /host
     fi
-    insert late
+    wait $late
     ip link set lo up
     hostname testbed
 

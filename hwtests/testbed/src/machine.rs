@@ -65,9 +65,9 @@ pub struct Output {
 /// The kernel's parameters: no mitigations, self-tests or probes, which cost emulated
 /// seconds; a panic ends QEMU. The TSC is the caller's and needs no watching.
 const KERNEL_COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=t oops=panic \
-    mitigations=off tsc=reliable no_timer_check random.trust_cpu=on audit=0 apparmor=0 \
-    cryptomgr.notests nmi_watchdog=0 nowatchdog i8042.noaux i8042.nomux i8042.dumbkbd \
-    noresume raid=noautodetect net.ifnames=0 systemd.unified_cgroup_hierarchy=1";
+    mitigations=off rodata=off tsc=reliable no_timer_check random.trust_cpu=on audit=0 \
+    apparmor=0 cryptomgr.notests initcall_blacklist=jent_mod_init nmi_watchdog=0 nowatchdog \
+    i8042.noaux i8042.nomux i8042.dumbkbd noresume raid=noautodetect";
 
 /// A virtual host about to start.
 pub(crate) struct Machine<'a> {
