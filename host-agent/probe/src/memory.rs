@@ -25,11 +25,7 @@ pub(crate) fn check_memfd() -> Check {
 
 pub(crate) fn check_free_memory() -> Check {
     const NAME: &str = "memory";
-    let Some(free) = fs::read_to_string("/proc/meminfo")
-        .ok()
-        .as_deref()
-        .and_then(available)
-    else {
+    let Some(free) = free_memory() else {
         return Check::fail(NAME, "/proc/meminfo has no MemAvailable", "mount /proc");
     };
     let finding = format!("{} MiB free", free >> 20);
@@ -41,7 +37,14 @@ pub(crate) fn check_free_memory() -> Check {
     }
 }
 
-/// Bytes that can be had without swapping, from the text of /proc/meminfo.
+/// Memory that can be had now without swapping, in bytes; `None` where the kernel
+/// does not say.
+#[must_use]
+pub fn free_memory() -> Option<u64> {
+    available(&fs::read_to_string("/proc/meminfo").ok()?)
+}
+
+/// The same, from the text of /proc/meminfo.
 fn available(meminfo: &str) -> Option<u64> {
     let line = meminfo
         .lines()

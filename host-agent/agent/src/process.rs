@@ -1,0 +1,397 @@
+//! Starts a VMM process in its cgroup and watches it by a pidfd.
+//!
+//! `clone3(2)` with `CLONE_INTO_CGROUP`: the process is in its cgroup from its first
+//! instruction on, and the kernel need not move it there, which would make every
+//! start wait for all CPUs (cgroup_threadgroup_rwsem).
+
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::fcntl::{FcntlArg, OFlag};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Where the child finds the agent's channel.
+pub(crate) const CONTROL_FD: RawFd = 3;
+/// Descriptors are moved up here first, so that putting them in place overwrites none.
+const ABOVE_FIXED: RawFd = 16;
+
+// clone3(2); wider than the constants of clone(2).
+const CLONE_PIDFD: u64 = 0x1000;
+const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Why no process was started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SpawnError {
+    /// The kernel refused a step.
+    #[error("{step}: {error}")]
+    Step {
+        /// What was being done.
+        step: &'static str,
+        /// What the kernel said.
+        error: io::Error,
+    },
+    /// The program could not be executed.
+    #[error("execute {program}: {error}")]
+    Execute {
+        /// The program.
+        program: String,
+        /// What the kernel said.
+        error: io::Error,
+    },
+}
+
+/// What to start.
+pub(crate) struct Command {
+    pub(crate) program: CString,
+    pub(crate) arguments: Vec<CString>,
+    pub(crate) environment: Vec<CString>,
+    /// Becomes descriptor [`CONTROL_FD`].
+    pub(crate) control: OwnedFd,
+    /// Becomes standard error; standard input and output are /dev/null.
+    pub(crate) stderr: OwnedFd,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// It exited with this code.
+    Code(i32),
+    /// This signal ended it.
+    Signal(i32),
+}
+
+/// A child process. Dropping it kills and reaps it.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pid: u32,
+    pidfd: AsyncFd<OwnedFd>,
+    ending: Option<Ending>,
+}
+
+impl Command {
+    /// Starts the process in `cgroup`, in a session of its own. Blocks until the
+    /// program has been executed.
+    ///
+    /// # Errors
+    /// [`SpawnError`]; nothing runs then.
+    pub(crate) fn spawn(self, cgroup: BorrowedFd<'_>) -> Result<(u32, OwnedFd), SpawnError> {
+        let null = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/null")
+            .map_err(step("open /dev/null"))?;
+        let null = moved_up(null.into())?;
+        let stderr = moved_up(self.stderr)?;
+        let control = moved_up(self.control)?;
+        let (failed, fail) =
+            nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|e| step("make a pipe")(e.into()))?;
+        let fail = moved_up(fail)?;
+        let argv = pointers(&self.arguments);
+        let envp = pointers(&self.environment);
+
+        let mut pidfd: RawFd = -1;
+        // SAFETY: clone_args is plain C data; all zeroes ask for nothing special.
+        let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+        arguments.flags = CLONE_PIDFD | CLONE_CLEAR_SIGHAND | CLONE_INTO_CGROUP;
+        arguments.pidfd = (&raw mut pidfd) as u64;
+        arguments.exit_signal = u64::try_from(libc::SIGCHLD).unwrap_or_default();
+        arguments.cgroup = u64::try_from(cgroup.as_raw_fd()).unwrap_or_default();
+        // SAFETY: like fork(2): no shared memory, no new stack. The child has a copy
+        // of this thread alone, and until it executes the program calls nothing but
+        // what is async-signal-safe (signal-safety(7)): no allocation, no lock.
+        let pid = unsafe {
+            libc::syscall(
+                libc::SYS_clone3,
+                &raw mut arguments,
+                size_of::<libc::clone_args>(),
+            )
+        };
+        if pid == 0 {
+            // SAFETY: this is the child of the clone just above; the pointers are to
+            // NUL-terminated strings in arrays that end with a null pointer, all alive
+            // in the child's copy of this memory.
+            unsafe {
+                become_program(
+                    [
+                        (null.as_raw_fd(), 0),
+                        (null.as_raw_fd(), 1),
+                        (stderr.as_raw_fd(), 2),
+                        (control.as_raw_fd(), CONTROL_FD),
+                    ],
+                    &self.program,
+                    &argv,
+                    &envp,
+                    fail.as_raw_fd(),
+                )
+            }
+        }
+        if pid < 0 {
+            return Err(step("clone into the cgroup")(io::Error::last_os_error()));
+        }
+        drop(fail);
+        // SAFETY: the kernel has just made it for us, and nothing else knows it.
+        let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+        let mut errno = Vec::new();
+        let read = File::from(failed).read_to_end(&mut errno);
+        if let (Ok(_), Ok(errno)) = (&read, <[u8; 4]>::try_from(errno.as_slice())) {
+            let _ = waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED);
+            return Err(SpawnError::Execute {
+                program: self.program.to_string_lossy().into_owned(),
+                error: io::Error::from_raw_os_error(i32::from_ne_bytes(errno)),
+            });
+        }
+        Ok((u32::try_from(pid).unwrap_or_default(), pidfd))
+    }
+}
+
+/// The child's way from the clone to the program.
+///
+/// # Safety
+/// Only in a fresh child process; `argv` and `envp` end with a null pointer.
+unsafe fn become_program(
+    places: [(RawFd, RawFd); 4],
+    program: &CStr,
+    argv: &[*const libc::c_char],
+    envp: &[*const libc::c_char],
+    fail: RawFd,
+) -> ! {
+    // SAFETY: all of these are async-signal-safe and get valid arguments: descriptors
+    // that the parent opened, a mask on this stack, strings the caller vouches for.
+    unsafe {
+        let mut nothing: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut nothing);
+        // Rust programs ignore SIGPIPE; an ignored signal stays ignored.
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        let mut fine = libc::setsid() >= 0;
+        for (from, to) in places {
+            fine = fine && libc::dup2(from, to) == to;
+        }
+        // Whatever the agent itself was given by who started it ends here too.
+        fine = fine
+            && libc::syscall(
+                libc::SYS_close_range,
+                CONTROL_FD + 1,
+                libc::c_uint::MAX,
+                libc::CLOSE_RANGE_CLOEXEC,
+            ) == 0;
+        fine = fine
+            && libc::sigprocmask(libc::SIG_SETMASK, &raw const nothing, std::ptr::null_mut()) == 0;
+        if fine {
+            libc::execve(program.as_ptr(), argv.as_ptr(), envp.as_ptr());
+        }
+        let errno = (*libc::__errno_location()).to_ne_bytes();
+        libc::write(fail, errno.as_ptr().cast(), errno.len());
+        libc::_exit(127)
+    }
+}
+
+impl Process {
+    /// Watches a child that was just spawned; needs a tokio runtime.
+    ///
+    /// # Errors
+    /// The runtime's; the child is then killed.
+    pub(crate) fn watch(pid: u32, pidfd: OwnedFd) -> io::Result<Self> {
+        // SAFETY: an OwnedFd is open, always the same, and closed only when dropped,
+        // which the AsyncFd that owns it outlives.
+        let watched = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
+        let pidfd = watched.map_err(|error| {
+            let (pidfd, error) = error.into_parts();
+            let _ = kill_and_reap(pidfd.as_fd());
+            error
+        })?;
+        Ok(Self {
+            pid,
+            pidfd,
+            ending: None,
+        })
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Waits until it has ended, and reaps it. Cancel-safe; later calls answer the
+    /// same at once.
+    ///
+    /// # Errors
+    /// waitid(2)'s.
+    pub(crate) async fn ended(&mut self) -> io::Result<Ending> {
+        if let Some(ending) = self.ending {
+            return Ok(ending);
+        }
+        loop {
+            let mut ready = self.pidfd.readable().await?;
+            let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
+            match waitid(Id::PIDFd(self.pidfd.get_ref().as_fd()), flags)? {
+                WaitStatus::Exited(_, code) => {
+                    return Ok(*self.ending.insert(Ending::Code(code)));
+                }
+                WaitStatus::Signaled(_, signal, _) => {
+                    return Ok(*self.ending.insert(Ending::Signal(signal as i32)));
+                }
+                _ => ready.clear_ready(),
+            }
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.ending.is_none() {
+            let _ = kill_and_reap(self.pidfd.get_ref().as_fd());
+        }
+    }
+}
+
+fn kill_and_reap(pidfd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: sends a signal to a child of ours through its pidfd; no memory is passed.
+    unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            libc::SIGKILL,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        );
+    }
+    waitid(Id::PIDFd(pidfd), WaitPidFlag::WEXITED)?;
+    Ok(())
+}
+
+/// `fd` under a number above all fixed ones, close-on-exec.
+fn moved_up(fd: OwnedFd) -> Result<OwnedFd, SpawnError> {
+    let raw = nix::fcntl::fcntl(&fd, FcntlArg::F_DUPFD_CLOEXEC(ABOVE_FIXED))
+        .map_err(|e| step("copy a descriptor")(e.into()))?;
+    // SAFETY: the kernel has just made it for us, and nothing else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
+    strings
+        .iter()
+        .map(|string| string.as_ptr())
+        .chain([std::ptr::null()])
+        .collect()
+}
+
+fn step(step: &'static str) -> impl FnOnce(io::Error) -> SpawnError {
+    move |error| SpawnError::Step { step, error }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::path::PathBuf;
+
+    use super::*;
+
+    /// A cgroup for one test. Where the machine's cgroup v2 has no controllers this
+    /// still works, as none are needed here.
+    struct Place(PathBuf);
+
+    impl Place {
+        fn new(name: &str) -> Self {
+            let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+            let mount = mounts
+                .lines()
+                .map(|line| line.split(' ').collect::<Vec<_>>())
+                .find(|fields| fields[2] == "cgroup2")
+                .expect("these tests need a cgroup v2 mount")[1]
+                .to_owned();
+            let path = PathBuf::from(mount).join(format!("{name}-{}", std::process::id()));
+            std::fs::create_dir(&path).expect("these tests need to be root");
+            Self(path)
+        }
+    }
+
+    impl Drop for Place {
+        fn drop(&mut self) {
+            std::fs::remove_dir(&self.0).unwrap();
+        }
+    }
+
+    fn shell(script: &str) -> (Command, File, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).unwrap();
+        let strings = |all: &[&str]| all.iter().map(|s| CString::new(*s).unwrap()).collect();
+        let command = Command {
+            program: c"/bin/sh".to_owned(),
+            arguments: strings(&["sh", "-c", script]),
+            environment: strings(&["ONLY=this"]),
+            control: theirs.into(),
+            stderr: write,
+        };
+        (command, read.into(), ours)
+    }
+
+    #[tokio::test]
+    async fn a_process_starts_in_its_cgroup_with_nothing_else_of_the_agents() {
+        let place = Place::new("spawn");
+        let cgroup = File::open(&place.0).unwrap();
+        let script = "exec 1>&2; cat /proc/self/cgroup; ls /proc/$$/fd; env; echo $$ >&3; exit 7";
+        let (command, mut stderr, mut control) = shell(script);
+        let (pid, pidfd) = command.spawn(cgroup.as_fd()).unwrap();
+        let mut process = Process::watch(pid, pidfd).unwrap();
+        assert_eq!(process.pid(), pid);
+        assert_eq!(process.ended().await.unwrap(), Ending::Code(7));
+        assert_eq!(process.ended().await.unwrap(), Ending::Code(7));
+        let mut said = String::new();
+        stderr.read_to_string(&mut said).unwrap();
+        let name = place.0.file_name().unwrap().to_str().unwrap().to_owned();
+        assert!(said.contains(&format!("0::/{name}")), "{said}");
+        let fds: Vec<&str> = said
+            .lines()
+            .filter(|line| line.parse::<u32>().is_ok())
+            .collect();
+        assert_eq!(fds, ["0", "1", "2", "3"]);
+        assert!(
+            said.contains("ONLY=this") && !said.contains("HOME="),
+            "{said}"
+        );
+        let mut told = String::new();
+        control.read_to_string(&mut told).unwrap();
+        assert_eq!(told, format!("{pid}\n"));
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_executed_leaves_no_process() {
+        let place = Place::new("missing");
+        let cgroup = File::open(&place.0).unwrap();
+        let (mut command, _stderr, _control) = shell("");
+        command.program = c"/nowhere/vmm".to_owned();
+        let refused = command.spawn(cgroup.as_fd()).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "execute /nowhere/vmm: No such file or directory (os error 2)"
+        );
+        let left = std::fs::read_to_string(place.0.join("cgroup.procs")).unwrap();
+        assert_eq!(left, "");
+    }
+
+    #[tokio::test]
+    async fn a_dropped_process_is_killed_and_reaped() {
+        let place = Place::new("dropped");
+        let cgroup = File::open(&place.0).unwrap();
+        let (command, _stderr, _control) = shell("exec sleep 1000");
+        let (pid, pidfd) = command.spawn(cgroup.as_fd()).unwrap();
+        let process = Process::watch(pid, pidfd).unwrap();
+        assert!(PathBuf::from(format!("/proc/{pid}")).exists());
+        drop(process);
+        assert!(!PathBuf::from(format!("/proc/{pid}")).exists());
+    }
+
+    #[tokio::test]
+    async fn a_signal_is_told_from_a_code() {
+        let place = Place::new("signal");
+        let cgroup = File::open(&place.0).unwrap();
+        let (command, _stderr, _control) = shell("kill -KILL $$");
+        let (pid, pidfd) = command.spawn(cgroup.as_fd()).unwrap();
+        let mut process = Process::watch(pid, pidfd).unwrap();
+        assert_eq!(process.ended().await.unwrap(), Ending::Signal(9));
+    }
+}

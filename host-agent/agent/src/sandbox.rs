@@ -1,0 +1,221 @@
+//! The task that owns one sandbox from its preparation to its end. It does one
+//! thing at a time, so nothing of a sandbox is ever shared or locked.
+
+use std::sync::Arc;
+
+use longship_framed::error::Failure;
+use longship_proto::agent::v1::Sandbox;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::board::Board;
+use crate::host::Host;
+use crate::request::{Device, Spec};
+use crate::state::{Event, State};
+use crate::timeline::Timeline;
+use crate::vmm::{Vmm, connect};
+
+/// Where the answer to a command goes.
+pub(crate) type Answer = oneshot::Sender<Result<Sandbox, Failure>>;
+
+/// What a sandbox can be asked.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Answer once the machine is built.
+    Prepare(Answer),
+    /// Attach these devices and boot.
+    Start(Vec<Device>, Answer),
+    /// End and give everything back.
+    Stop(oneshot::Sender<()>),
+}
+
+/// Why a sandbox's task has come to its end.
+#[derive(Debug)]
+pub(crate) enum Finished {
+    /// It could not be prepared.
+    Failed(Failure),
+    /// It was stopped; who asked is to be told.
+    Stopped(Option<oneshot::Sender<()>>),
+}
+
+/// One sandbox.
+#[derive(Debug)]
+pub(crate) struct SandboxTask {
+    host: Arc<Host>,
+    board: Arc<Board>,
+    spec: Spec,
+    state: State,
+    shown: Sandbox,
+    vmm: Option<Vmm>,
+    /// What it was started with.
+    devices: Option<Vec<Device>>,
+}
+
+impl SandboxTask {
+    pub(crate) fn new(host: Arc<Host>, board: Arc<Board>, spec: Spec) -> Self {
+        let shown = Sandbox {
+            id: spec.id.to_string(),
+            generation: spec.generation,
+            ..Sandbox::default()
+        };
+        Self {
+            host,
+            board,
+            spec,
+            state: State::Preparing,
+            shown,
+            vmm: None,
+            devices: None,
+        }
+    }
+
+    /// Prepares it, then does as it is told until it is stopped.
+    pub(crate) async fn run(mut self, commands: &mut mpsc::Receiver<Command>) -> Finished {
+        if let Err(failure) = self.prepare().await {
+            return Finished::Failed(failure);
+        }
+        loop {
+            let command = tokio::select! {
+                command = commands.recv() => command,
+                () = over(&mut self.vmm) => {
+                    self.exited().await;
+                    continue;
+                }
+            };
+            match command {
+                // Who asked may have gone; what was done stays done.
+                Some(Command::Prepare(answer)) => drop(answer.send(Ok(self.shown.clone()))),
+                Some(Command::Start(devices, answer)) => {
+                    drop(answer.send(self.start(devices).await));
+                }
+                Some(Command::Stop(answer)) => {
+                    self.stop().await;
+                    return Finished::Stopped(Some(answer));
+                }
+                None => {
+                    self.stop().await;
+                    return Finished::Stopped(None);
+                }
+            }
+        }
+    }
+
+    async fn prepare(&mut self) -> Result<(), Failure> {
+        let mut timeline = Timeline::default();
+        match Vmm::launch(&self.host, &self.spec, &mut timeline).await {
+            Ok(vmm) => {
+                self.shown.pid = vmm.pid();
+                self.shown.timeline = timeline.into_stages();
+                self.vmm = Some(vmm);
+                tracing::info!(id = %self.spec.id, pid = self.shown.pid, "prepared");
+                self.advance(Event::Built);
+                Ok(())
+            }
+            Err(error) => {
+                tracing::warn!(id = %self.spec.id, "prepare: {error}");
+                self.advance(Event::BuildFailed);
+                Err(error.into())
+            }
+        }
+    }
+
+    async fn start(&mut self, devices: Vec<Device>) -> Result<Sandbox, Failure> {
+        let id = &self.spec.id;
+        match (self.state, &self.devices) {
+            (State::Prepared, _) => {}
+            (State::Running | State::Exited, Some(with)) if *with == devices => {
+                return Ok(self.shown.clone());
+            }
+            (State::Running, _) => {
+                return Err(Failure::conflict(format!(
+                    "sandbox {id} runs with other devices"
+                )));
+            }
+            _ => {
+                let exit = self.shown.exit.as_ref();
+                let why = exit.map_or("it has ended", |exit| exit.message.as_str());
+                return Err(Failure::conflict(format!(
+                    "sandbox {id} cannot be started: {why}"
+                )));
+            }
+        }
+        let mut timeline = Timeline::default();
+        // Until a backend is connected to the machine, this can be tried again.
+        let connected = timeline
+            .measure("connect", connect(devices.clone()))
+            .await?;
+        let Some(vmm) = &mut self.vmm else {
+            return Err(Failure::internal(format!("sandbox {id} has no VMM")));
+        };
+        self.devices = Some(devices);
+        if let Some(next) = self.state.after(Event::Start) {
+            self.state = next;
+        }
+        match vmm.start(connected, &mut timeline).await {
+            Ok(()) => {
+                self.shown.timeline = timeline.into_stages();
+                tracing::info!(id = %self.spec.id, "running");
+                self.advance(Event::Booted);
+                Ok(self.shown.clone())
+            }
+            Err(error) => {
+                tracing::warn!(id = %self.spec.id, "start: {error}");
+                self.devices = None;
+                let Some(vmm) = self.vmm.take() else {
+                    return Err(error.into());
+                };
+                let (error, mut exit) = vmm.end_with(error).await;
+                exit.message = error.to_string();
+                self.show_exit(exit);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// The VMM has ended without being asked to.
+    async fn exited(&mut self) {
+        if let Some(vmm) = self.vmm.take() {
+            let exit = vmm.end().await;
+            tracing::info!(id = %self.spec.id, by_guest = exit.by_guest, "exited: {}", exit.message);
+            self.show_exit(exit);
+        }
+    }
+
+    fn show_exit(&mut self, exit: longship_proto::agent::v1::SandboxExit) {
+        self.shown.exit = Some(exit);
+        self.shown.pid = 0;
+        self.advance(Event::Ended);
+    }
+
+    async fn stop(&mut self) {
+        if let Some(next) = self.state.after(Event::Stop) {
+            self.state = next;
+        }
+        if let Some(mut vmm) = self.vmm.take() {
+            vmm.ask_to_end().await;
+            let exit = vmm.end().await;
+            self.shown.exit = Some(exit);
+        }
+        self.shown.pid = 0;
+        tracing::info!(id = %self.spec.id, "gone");
+        self.advance(Event::Released);
+    }
+
+    /// Goes to the next state and shows it.
+    fn advance(&mut self, event: Event) {
+        let Some(next) = self.state.after(event) else {
+            tracing::error!(id = %self.spec.id, "{event:?} cannot happen in {:?}", self.state);
+            return;
+        };
+        self.state = next;
+        self.shown.state = next.shown().into();
+        self.board.show(&self.spec.id, self.shown.clone());
+    }
+}
+
+/// Waits for the end of a VMM that is there.
+async fn over(vmm: &mut Option<Vmm>) {
+    match vmm {
+        Some(vmm) => vmm.over().await,
+        None => std::future::pending().await,
+    }
+}
