@@ -1,0 +1,165 @@
+//! A virtio-blk device (virtio 1.2 §5.2) over one file.
+
+mod config;
+mod file;
+mod request;
+
+use std::fs::File;
+use std::io::{Seek, SeekFrom};
+use std::path::Path;
+
+use longship_vhost_user::{Buffers, Device, RingError, Server, SharedMemory, Vring};
+
+use crate::error::VolumeError;
+use config::{CONFIG_BYTES, MAX_DESCRIPTORS, SECTOR};
+use file::BackingFile;
+use request::ServedDisk;
+
+pub use config::SERIAL_BYTES;
+
+/// What is served as a disk.
+#[derive(Debug)]
+pub struct Disk {
+    /// A regular file or block device; opened for writing unless `read_only`.
+    pub file: File,
+    /// Whether the guest may only read. Its length may then be anything: the
+    /// last sector is filled up with zeros.
+    pub read_only: bool,
+    /// What the guest finds in `/sys/block/vdX/serial`; at most
+    /// [`SERIAL_BYTES`] bytes.
+    pub serial: String,
+}
+
+/// A disk that is being served over vhost-user, until stopped or dropped.
+#[derive(Debug)]
+pub struct BlockDevice {
+    server: Server,
+}
+
+impl BlockDevice {
+    /// Serves `disk` at `socket`, which is listening when this returns.
+    ///
+    /// # Errors
+    /// [`VolumeError::Serial`], [`VolumeError::DiskSize`],
+    /// [`VolumeError::Serve`].
+    pub fn serve(socket: &Path, disk: Disk) -> Result<Self, VolumeError> {
+        let device = Backend::new(disk)?;
+        Ok(Self {
+            server: Server::start(socket, device)?,
+        })
+    }
+
+    /// Where it is served.
+    pub fn socket(&self) -> &Path {
+        self.server.socket()
+    }
+
+    /// Disconnects the frontend and removes the socket. Waits for the request
+    /// that is being served, ten seconds at most.
+    pub fn stop(&mut self) {
+        self.server.stop();
+    }
+}
+
+/// Whether a disk may have this serial.
+pub(crate) fn check_serial(serial: &str) -> Result<(), VolumeError> {
+    let fits = (1..=SERIAL_BYTES).contains(&serial.len());
+    if fits && serial.bytes().all(|b| b.is_ascii_graphic()) {
+        Ok(())
+    } else {
+        Err(VolumeError::Serial(serial.to_owned()))
+    }
+}
+
+/// The device behind the rings.
+struct Backend {
+    disk: ServedDisk,
+    features: u64,
+    config: [u8; CONFIG_BYTES],
+}
+
+impl Backend {
+    fn new(mut disk: Disk) -> Result<Self, VolumeError> {
+        check_serial(&disk.serial)?;
+        // Also right for block devices, whose metadata says 0.
+        let bytes = disk
+            .file
+            .seek(SeekFrom::End(0))
+            .map_err(|_| VolumeError::DiskSize { bytes: 0 })?;
+        let whole = bytes % SECTOR == 0;
+        if bytes == 0 || (!whole && !disk.read_only) {
+            return Err(VolumeError::DiskSize { bytes });
+        }
+        let sectors = bytes.div_ceil(SECTOR);
+        Ok(Self {
+            features: config::features(disk.read_only),
+            config: config::space(sectors, disk.read_only),
+            disk: ServedDisk {
+                file: BackingFile::new(disk.file),
+                sectors,
+                read_only: disk.read_only,
+                serial: disk.serial,
+            },
+        })
+    }
+
+    /// Serves what is in the ring, but not more than once around it, so that a
+    /// guest that never stops cannot keep the thread from anything else.
+    fn serve(
+        &mut self,
+        ring: &mut Vring,
+        memory: &SharedMemory,
+    ) -> Result<(), virtio_queue::Error> {
+        ring.disable_kicks(memory)?;
+        for _ in 0..ring.size() {
+            let Some(chain) = ring.pop(memory)? else {
+                if ring.enable_kicks(memory)? {
+                    ring.defer();
+                }
+                return Ok(());
+            };
+            let head = chain.head_index();
+            let written = match Buffers::of(memory, chain, MAX_DESCRIPTORS) {
+                Ok(buffers) => self.disk.serve(buffers),
+                // Where its status byte is cannot be known.
+                Err(e) => {
+                    tracing::debug!("malformed block request: {e}");
+                    0
+                }
+            };
+            ring.push_used(memory, head, written)?;
+            ring.notify(memory)?;
+        }
+        ring.defer();
+        Ok(())
+    }
+}
+
+impl Device for Backend {
+    fn queue_count(&self) -> usize {
+        1
+    }
+
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    fn process(
+        &mut self,
+        index: usize,
+        rings: &mut [Vring],
+        memory: &SharedMemory,
+    ) -> Result<(), RingError> {
+        let Some(ring) = rings.get_mut(index) else {
+            return Ok(());
+        };
+        self.serve(ring, memory).map_err(|source| RingError {
+            ring: index,
+            source,
+        })
+    }
+}

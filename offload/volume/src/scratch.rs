@@ -1,0 +1,274 @@
+//! The pods' writable disks: sparse files with an empty ext4, copied from a
+//! template that is formatted once a size.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::RangeInclusive;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
+
+use crate::error::VolumeError;
+
+/// Sizes of a scratch disk in bytes; a multiple of [`BLOCK`].
+pub const SCRATCH_BYTES: RangeInclusive<u64> = (8 << 20)..=(1 << 44);
+
+/// Bytes of a file system block.
+const BLOCK: u64 = 4096;
+
+/// Ending of a disk's file. What is being written has [`PARTIAL`] and is
+/// thrown away at the next start.
+const DISK: &str = ".ext4";
+const PARTIAL: &str = ".partial";
+
+/// A directory of scratch disks.
+///
+/// The file system has no journal: a scratch disk does not outlive its pod, so
+/// there is nothing to recover, and each write costs one. All disks of a size
+/// share their UUID, which no two disks of one pod do.
+#[derive(Debug)]
+pub struct ScratchStore {
+    disks: PathBuf,
+    templates: PathBuf,
+    /// One formats or copies at a time: what is slow is the disk.
+    writing: Mutex<()>,
+}
+
+impl ScratchStore {
+    /// Opens the store in `dir`, which is made where it is missing. What an
+    /// interrupted call left there is removed; finished disks stay.
+    ///
+    /// # Errors
+    /// [`VolumeError::Store`].
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self, VolumeError> {
+        let store = Self {
+            disks: dir.as_ref().join("disks"),
+            templates: dir.as_ref().join("templates"),
+            writing: Mutex::new(()),
+        };
+        for path in [&store.disks, &store.templates] {
+            fs::create_dir_all(path).map_err(failed("creating", path))?;
+            for entry in fs::read_dir(path).map_err(failed("reading", path))? {
+                let entry = entry.map_err(failed("reading", path))?.path();
+                if entry.to_string_lossy().ends_with(PARTIAL) {
+                    fs::remove_file(&entry).map_err(failed("removing", &entry))?;
+                }
+            }
+        }
+        Ok(store)
+    }
+
+    /// The disk `id`, an empty ext4 of `bytes` where it did not exist yet.
+    /// Blocks: the first of a size runs `mkfs.ext4`.
+    ///
+    /// # Errors
+    /// [`VolumeError::Id`], [`VolumeError::ScratchSize`],
+    /// [`VolumeError::Conflict`] where it exists with another size,
+    /// [`VolumeError::Store`], [`VolumeError::Format`].
+    pub fn create(&self, id: &str, bytes: u64) -> Result<PathBuf, VolumeError> {
+        let path = self.path(id)?;
+        check_size(bytes)?;
+        let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        match fs::metadata(&path) {
+            Ok(there) if there.len() == bytes => return Ok(path),
+            Ok(_) => {
+                return Err(VolumeError::Conflict {
+                    id: id.to_owned(),
+                    what: "size",
+                });
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(failed("looking at", &path)(e)),
+        }
+        let template = self.template(bytes)?;
+        whole(&path, |partial| {
+            copy_sparse(&template, partial).map_err(failed("copying the template to", partial))
+        })?;
+        Ok(path)
+    }
+
+    /// Removes the disk `id`; one that is not there is no error.
+    ///
+    /// # Errors
+    /// [`VolumeError::Id`], [`VolumeError::Store`].
+    pub fn remove(&self, id: &str) -> Result<(), VolumeError> {
+        let path = self.path(id)?;
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("removing", &path)(e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The ids of all disks, sorted.
+    ///
+    /// # Errors
+    /// [`VolumeError::Store`].
+    pub fn list(&self) -> Result<Vec<String>, VolumeError> {
+        let mut ids = Vec::new();
+        for entry in fs::read_dir(&self.disks).map_err(failed("reading", &self.disks))? {
+            let name = entry.map_err(failed("reading", &self.disks))?.file_name();
+            ids.extend(
+                name.to_str()
+                    .and_then(|n| n.strip_suffix(DISK))
+                    .map(str::to_owned),
+            );
+        }
+        ids.sort();
+        Ok(ids)
+    }
+
+    fn path(&self, id: &str) -> Result<PathBuf, VolumeError> {
+        check_id(id)?;
+        Ok(self.disks.join(format!("{id}{DISK}")))
+    }
+
+    fn template(&self, bytes: u64) -> Result<PathBuf, VolumeError> {
+        let path = self.templates.join(format!("{bytes}{DISK}"));
+        if !path.exists() {
+            whole(&path, |partial| format_ext4(partial, bytes))?;
+        }
+        Ok(path)
+    }
+}
+
+/// Whether `id` is a safe file name.
+pub(crate) fn check_id(id: &str) -> Result<(), VolumeError> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    let fits = (1..=128).contains(&id.len()) && id.bytes().all(allowed);
+    if fits && !id.starts_with('.') && !id.ends_with('.') {
+        Ok(())
+    } else {
+        Err(VolumeError::Id(id.to_owned()))
+    }
+}
+
+/// Whether a scratch disk may have so many bytes.
+pub(crate) fn check_size(bytes: u64) -> Result<(), VolumeError> {
+    if SCRATCH_BYTES.contains(&bytes) && bytes % BLOCK == 0 {
+        return Ok(());
+    }
+    let expected = format!(
+        "{} to {} bytes, a multiple of {BLOCK}",
+        SCRATCH_BYTES.start(),
+        SCRATCH_BYTES.end()
+    );
+    Err(VolumeError::ScratchSize { bytes, expected })
+}
+
+fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> VolumeError {
+    let path = path.to_owned();
+    move |source| VolumeError::Store {
+        doing,
+        path,
+        source,
+    }
+}
+
+/// Lets `make` write a file beside `path`, which then appears complete or not
+/// at all.
+fn whole(
+    path: &Path,
+    make: impl FnOnce(&Path) -> Result<(), VolumeError>,
+) -> Result<(), VolumeError> {
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(PARTIAL);
+    let partial = PathBuf::from(partial);
+    make(&partial)
+        .and_then(|()| fs::rename(&partial, path).map_err(failed("renaming", &partial)))
+        .inspect_err(|_| {
+            let _ = fs::remove_file(&partial);
+        })
+}
+
+fn create_private(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+}
+
+/// An empty ext4. The file reads as zeros, so the inode tables need no zeroing,
+/// neither now nor by the guest's kernel later.
+fn format_ext4(path: &Path, bytes: u64) -> Result<(), VolumeError> {
+    create_private(path)
+        .and_then(|file| file.set_len(bytes))
+        .map_err(failed("creating", path))?;
+    let output = Command::new("mkfs.ext4")
+        // Debian keeps it where an ordinary PATH does not look.
+        .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+        .args([
+            "-q",
+            "-F",
+            "-b",
+            "4096",
+            "-m",
+            "0",
+            "-O",
+            "^has_journal,^resize_inode",
+        ])
+        .args([
+            "-E",
+            "nodiscard,lazy_itable_init=1,assume_storage_prezeroed=1,root_owner=0:0",
+        ])
+        .arg(path)
+        .output()
+        .map_err(failed("running mkfs.ext4 for", path))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(VolumeError::Format {
+        path: path.to_owned(),
+        message: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+    })
+}
+
+/// Copies a file and keeps its holes: by reference where the file system can
+/// (FICLONE), else only what is data.
+fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
+    let from = File::open(from)?;
+    let to = create_private(to)?;
+    if reflink(&from, &to) {
+        return Ok(());
+    }
+    let len = i64::try_from(from.metadata()?.len()).map_err(io::Error::other)?;
+    to.set_len(from.metadata()?.len())?;
+    let mut at = 0;
+    while at < len {
+        let start = match lseek(from.as_fd(), at, Whence::SeekData) {
+            Ok(start) => start,
+            Err(Errno::ENXIO) => break,
+            Err(e) => return Err(e.into()),
+        };
+        let end = lseek(from.as_fd(), start, Whence::SeekHole)?;
+        copy_range(&from, &to, start, end)?;
+        at = end;
+    }
+    Ok(())
+}
+
+fn reflink(from: &File, to: &File) -> bool {
+    // SAFETY: FICLONE takes a descriptor and touches no memory of ours; both
+    // descriptors are open.
+    unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONE, from.as_raw_fd()) == 0 }
+}
+
+/// The standard library copies in the kernel where that can (copy_file_range).
+fn copy_range(mut from: &File, mut to: &File, start: i64, end: i64) -> io::Result<()> {
+    let start = u64::try_from(start).map_err(io::Error::other)?;
+    let end = u64::try_from(end).map_err(io::Error::other)?;
+    from.seek(SeekFrom::Start(start))?;
+    to.seek(SeekFrom::Start(start))?;
+    let copied = io::copy(&mut from.take(end - start), &mut to)?;
+    if copied == end - start {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::UnexpectedEof.into())
+    }
+}
