@@ -1,0 +1,51 @@
+# Builds, tests and shows Longship. Everything needed is installed by `make setup`,
+# which the other targets imply; slow results are kept in ~/.cache/longship.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+export CARGO_TARGET_DIR := $(CURDIR)/target
+export CARGO_TERM_PROGRESS_WHEN := never
+
+# Memory of the virtual host, where there is no usable KVM; seconds it may take.
+testbed := --memory 4096 --timeout 1800
+on_kvm := hwtests/setup/on-kvm.sh
+
+.NOTPARALLEL:
+.PHONY: help setup build guest demo test lint unit e2e bench
+
+help: ## this list
+	@sed -nE 's/^([a-z0-9]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
+
+setup: ## install what is missing on this machine (apt)
+	@hwtests/setup/packages.sh
+
+build: setup ## all programs, into target/release
+	cargo build --release --workspace --exclude longship-vmm --exclude longship-init --exclude longship-e2e
+	cargo build --profile lean -p longship-vmm
+	ln -f target/lean/longship-vmm target/release/longship-vmm
+
+guest: setup ## the guest's kernel and initramfs, into target/guest
+	@mkdir -p target/guest
+	kernel=$$(guest/kernel/build.sh) && cp -u "$$kernel" target/guest/vmlinux
+	guest/init/build.sh
+
+demo: build guest ## a pod from a real image, through the whole path
+	@$(on_kvm) $(testbed) -- hwtests/demo/demo.sh
+
+test: lint unit e2e ## all checks and tests
+
+lint: setup ## formatting and lints
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+unit: setup ## the tests beside the code
+	cargo test --workspace --exclude longship-e2e
+
+e2e: build guest ## the tests that cross processes
+	@tests=$$(cargo test -p longship-e2e --no-run --message-format=json-render-diagnostics | \
+	    sed -n 's/.*"profile":{[^}]*"test":true}.*"executable":"\([^"]*\)".*/\1/p'); \
+	$(on_kvm) $(testbed) -- bash -ec 'for t; do "$$t" --test-threads=1; done' e2e $$tests
+
+bench: build guest ## what a pod's start costs, in exactly counted instructions
+	@target/release/longship-testbed run $(testbed) --icount -- hwtests/demo/demo.sh
