@@ -10,7 +10,7 @@ PATH=$PATH:$HOME/.cargo/bin:/usr/sbin:/sbin
 packages=(
     ca-certificates gcc libc6-dev make                           # Rust crates
     linux-source-6.12 bc bison cpio flex libelf-dev patch xz-utils # the guest kernel
-    busybox-static kmod qemu-system-x86 zstd                     # the testbed
+    busybox-static kmod zstd                                     # the testbed, with QEMU
     e2fsprogs erofs-utils iproute2                               # disks, networks
     docker-registry skopeo umoci                                 # images for tests
 )
@@ -38,14 +38,14 @@ done
 
 # Once it is known that there is no newer QEMU for this machine, it is not looked for again.
 tried=${LONGSHIP_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/longship}/setup/qemu-$(version || echo none)
-old_qemu=
-if ! installed qemu-system-x86 || { ! recent "$(version)" && [ ! -e "$tried" ]; }; then old_qemu=1; fi
+qemu=present
+if ! installed qemu-system-x86; then qemu=missing; elif ! recent "$(version)" && [ ! -e "$tried" ]; then qemu=old; fi
 
-if [ ${#missing[@]} = 0 ] && [ -z "$old_qemu" ]; then exit 0; fi
+if [ ${#missing[@]} = 0 ] && [ $qemu = present ]; then exit 0; fi
 
 as_root=()
 if [ "$(id -u)" != 0 ]; then
-    command -v sudo >/dev/null || die "run this as root, or install sudo; missing: ${missing[*]:-a newer QEMU}"
+    command -v sudo >/dev/null || die "run this as root, or install sudo; missing: ${missing[*]} qemu-system-x86 ($qemu)"
     as_root=(sudo)
 fi
 
@@ -99,31 +99,33 @@ if [ ! -e "$policy" ]; then
     "${as_root[@]}" chmod 755 "$policy"
 fi
 
-if [ -n "$old_qemu" ]; then
-    backports=(-o "APT::Default-Release=$codename-backports")
-    if ! recent "$(candidate)" && recent "$(candidate "${backports[@]}")"; then
-        say "installing qemu-system-x86 $(candidate "${backports[@]}") from $codename-backports"
-        install "${backports[@]}" qemu-system-x86 || say "the newer QEMU could not be installed"
-    elif recent "$(candidate)"; then
-        say "installing qemu-system-x86 $(candidate)"
-        install qemu-system-x86 || say "the newer QEMU could not be installed"
-    fi
-    if ! installed qemu-system-x86 || ! recent "$(version)"; then
-        say "there is no QEMU 8 or newer for this machine: the testbed will be slower"
-        old=${tried%/*}/qemu-$(version || candidate)
-        mkdir -p "${old%/*}" && touch "$old"
-    fi
-fi
+# Backports count only where nothing else will do: they would replace libraries that
+# the release's own development packages need.
+backports=(-o "APT::Default-Release=$codename-backports")
 
-missing=()
-for package in "${packages[@]}"; do
-    installed "$package" || missing+=("$package")
-done
 if [ ${#missing[@]} != 0 ]; then
     say "installing ${missing[*]}"
-    install "${missing[@]}" || die "apt could not install what is missing: ${missing[*]}"
+    install "${missing[@]}" || install "${backports[@]}" "${missing[@]}" ||
+        die "apt could not install what is missing: ${missing[*]}"
     # Tests start registries of their own; the packaged service is nobody's wish.
     if [[ " ${missing[*]} " = *" docker-registry "* ]] && command -v systemctl >/dev/null; then
         "${as_root[@]}" systemctl -q disable docker-registry || true
+    fi
+fi
+
+if [ $qemu != present ]; then
+    newer=$(candidate "${backports[@]}")
+    if ! recent "$(candidate)" && recent "$newer"; then
+        say "installing qemu-system-x86 $newer from $codename-backports"
+        install "${backports[@]}" qemu-system-x86 || say "that QEMU cannot be installed here"
+    fi
+    if ! installed qemu-system-x86 || { ! recent "$(version)" && recent "$(candidate)"; }; then
+        say "installing qemu-system-x86 $(candidate)"
+        install qemu-system-x86 || die "apt could not install qemu-system-x86"
+    fi
+    if ! recent "$(version)"; then
+        say "there is no QEMU 8 or newer for this machine: the testbed will be slower"
+        mkdir -p "${tried%/*}"
+        touch "${tried%/*}/qemu-$(version)"
     fi
 fi
