@@ -1,3 +1,127 @@
-//! PID 1 of a pod's guest.
+//! PID 1 of a pod's guest: it sets the machine up, tells the card that it is
+//! there, and does what the card asks until the power goes off.
+//!
+//! One thread, one loop: a fork at any point is then a whole process.
 
-fn main() {}
+mod backlog;
+mod clock;
+mod console;
+mod container;
+mod control;
+mod disks;
+mod entropy;
+mod events;
+mod failed;
+mod mounts;
+mod network;
+mod pod;
+mod power;
+mod process;
+mod relay;
+mod spec;
+mod vsock;
+
+use std::fs;
+use std::os::fd::AsFd;
+
+use longship_framed::guest::{FromGuest, Hello, from_guest};
+use nix::sys::epoll::EpollFlags;
+use nix::sys::resource::{Resource, setrlimit};
+
+use control::{Control, Incoming};
+use events::Events;
+use failed::{Doing, Failed};
+use pod::Pod;
+use process::Reaper;
+
+/// Version of the protocol with the card.
+const PROTOCOL: u32 = 1;
+
+/// Descriptors that init may have: a few for each process.
+const OPEN_FILES: u64 = 524_288;
+
+fn main() {
+    let born_us = clock::uptime_us();
+    if std::process::id() != 1 {
+        eprintln!(
+            "error: longship-init is the first process of a pod's guest, and of nothing else"
+        );
+        std::process::exit(2);
+    }
+    console::reboot_on_panic();
+    let Err(failed) = set_up().and_then(|()| serve(born_us));
+    console::error!("{failed}");
+    power::off();
+}
+
+/// Makes the machine one in which containers can run.
+fn set_up() -> Result<(), Failed> {
+    mounts::own_root()?;
+    mounts::virtual_file_systems()?;
+    console::open();
+    // Neither is the last process that the kernel would kill, nor is its memory
+    // anybody's to look at.
+    fs::write("/proc/self/oom_score_adj", "-1000").doing(|| "set the OOM score")?;
+    nix::sys::prctl::set_dumpable(false).doing(|| "hide init's memory")?;
+    setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES).doing(|| "raise a limit")?;
+    disks::prepare()?;
+    mounts::directory(container::ASSEMBLY)?;
+    container::prepare_cgroups()?;
+    network::loopback_up()?;
+    network::relax()
+}
+
+/// Serves the card. Returns only where the kernel fails init itself.
+fn serve(born_us: i64) -> Result<std::convert::Infallible, Failed> {
+    let mut events = Events::new()?;
+    let reaper = Reaper::new()?;
+    let reaping = events.token();
+    let mut control = Control::new(events.token());
+    let mut pod = Pod::new()?;
+    let mut happened: Vec<events::Event> = Vec::new();
+    loop {
+        events.arm(reaper.as_fd(), reaping, EpollFlags::EPOLLIN)?;
+        let mut of_control = EpollFlags::empty();
+        for event in happened.drain(..) {
+            if event.token == reaping {
+                for (pid, ending) in reaper.ended() {
+                    pod.ended(pid, ending, &mut events);
+                }
+            } else if event.token == control.token() {
+                of_control = event.flags;
+            } else {
+                pod.event(event, &mut events);
+            }
+        }
+        for incoming in control.step(of_control, &events) {
+            match incoming {
+                Incoming::Connected => {
+                    control.send(&hello(born_us));
+                    pod.tell_kept();
+                }
+                Incoming::Request(request) => pod.handle(request, &mut events),
+            }
+        }
+        pod.tick(control.is_up(), &events);
+        for message in pod.take_outbox() {
+            control.send(&message);
+        }
+        control.flush(&events);
+        if pod.is_over(control.is_flushed()) {
+            pod.power_off();
+        }
+        let deadline = [pod.deadline(), control.deadline()].into_iter().flatten();
+        happened = events.wait(deadline.min())?;
+    }
+}
+
+fn hello(born_us: i64) -> FromGuest {
+    FromGuest {
+        message: Some(from_guest::Message::Hello(Hello {
+            protocol: PROTOCOL,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            init_uptime_us: born_us,
+            uptime_us: clock::uptime_us(),
+        })),
+    }
+}
