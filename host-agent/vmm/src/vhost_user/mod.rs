@@ -1,0 +1,250 @@
+//! vhost-user, the frontend's side: what a backend offers, the guest's memory
+//! for it, its rings. The data path is the backend's and the guest's alone.
+//!
+//! The protocol: <https://qemu-project.gitlab.io/qemu/interop/vhost-user.html>.
+
+pub(crate) mod device_type;
+
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use vhost::vhost_user::message::{
+    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
+};
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::memory::GuestRam;
+use crate::vhost_user::device_type::DeviceType;
+use crate::virtio_pci::{Backend, BackendError, DeviceModel, Vring};
+
+/// How long a backend may take for one answer. A vCPU waits for it, and so does
+/// the agent's request to attach.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+
+/// Protocol features that are used where the backend has them.
+const PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
+    .union(VhostUserProtocolFeatures::REPLY_ACK)
+    .union(VhostUserProtocolFeatures::CONFIG);
+
+/// Why a backend cannot serve a device.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AttachError {
+    #[error("preparing the socket of the {kind} backend: {source}")]
+    Socket {
+        kind: &'static str,
+        source: std::io::Error,
+    },
+    #[error("{kind} backend: {doing}: {source}")]
+    Backend {
+        kind: &'static str,
+        doing: &'static str,
+        source: vhost::Error,
+    },
+    #[error("{kind} backend: it {lacks}")]
+    Unfit {
+        kind: &'static str,
+        lacks: &'static str,
+    },
+}
+
+/// A connected backend that has been told of the guest's memory.
+pub(crate) struct VhostUser {
+    frontend: Frontend,
+    /// Queues that it serves; the driver may see more.
+    queues: u16,
+    /// Whether its rings wait to be enabled.
+    gated: bool,
+    /// Rings that it has been given.
+    started: Vec<u16>,
+}
+
+impl VhostUser {
+    /// Negotiates with the backend at the other end of `socket`, and gives it the
+    /// guest's memory. What it offers to the driver comes with it.
+    pub(crate) fn connect(
+        socket: UnixStream,
+        kind: DeviceType,
+        ram: &GuestRam,
+    ) -> Result<(Self, DeviceModel), AttachError> {
+        let name = kind.name();
+        let unfit = |lacks| AttachError::Unfit { kind: name, lacks };
+        let asking = |doing| {
+            move |source| AttachError::Backend {
+                kind: name,
+                doing,
+                source,
+            }
+        };
+        for set in [UnixStream::set_read_timeout, UnixStream::set_write_timeout] {
+            set(&socket, Some(ANSWER_LIMIT))
+                .map_err(|source| AttachError::Socket { kind: name, source })?;
+        }
+        let count = kind.queue_sizes().len() as u64;
+        let mut frontend = Frontend::from_stream(socket, count);
+        frontend.set_owner().map_err(asking("taking it"))?;
+        let offered = frontend
+            .get_features()
+            .map_err(asking("asking for its features"))?;
+        if offered & 1 << VIRTIO_F_VERSION_1 == 0 {
+            return Err(unfit("does not offer VIRTIO_F_VERSION_1"));
+        }
+        let gated = offered & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() != 0;
+        let protocol = if gated {
+            negotiate(&mut frontend).map_err(asking("agreeing on protocol features"))?
+        } else {
+            VhostUserProtocolFeatures::empty()
+        };
+        let mut queues = kind.served_queues();
+        if protocol.contains(VhostUserProtocolFeatures::MQ) {
+            let has = frontend
+                .get_queue_num()
+                .map_err(asking("asking for its queues"))?;
+            if has < u64::from(queues) {
+                return Err(unfit("has too few queues"));
+            }
+            queues = u16::try_from(has.min(count)).unwrap_or(queues);
+        }
+        let with_config = protocol.contains(VhostUserProtocolFeatures::CONFIG);
+        let config = match (with_config, kind.needs_config()) {
+            (true, _) => read_config(&mut frontend, kind.config_len())
+                .map_err(asking("reading its configuration"))?,
+            (false, true) => return Err(unfit("has no configuration to read")),
+            (false, false) => Vec::new(),
+        };
+        frontend
+            .set_mem_table(&regions(ram))
+            .map_err(asking("giving it the guest's memory"))?;
+        let model = DeviceModel {
+            id: kind.id(),
+            class: kind.class(),
+            features: offered & kind.features(with_config),
+            queue_sizes: kind.queue_sizes(),
+            config,
+        };
+        let backend = Self {
+            frontend,
+            queues,
+            gated,
+            started: Vec::new(),
+        };
+        Ok((backend, model))
+    }
+
+    fn start_ring(&mut self, vring: &Vring<'_>) -> Result<(), vhost::Error> {
+        let index = usize::from(vring.index);
+        self.frontend.set_vring_num(index, vring.size)?;
+        self.frontend.set_vring_base(index, 0)?;
+        self.frontend.set_vring_addr(
+            index,
+            &VringConfigData {
+                queue_max_size: vring.size,
+                queue_size: vring.size,
+                flags: 0,
+                desc_table_addr: vring.rings.descriptors,
+                used_ring_addr: vring.rings.device,
+                avail_ring_addr: vring.rings.driver,
+                log_addr: None,
+            },
+        )?;
+        // The kick starts the ring: what it needs comes before.
+        self.frontend.set_vring_call(index, vring.call)?;
+        self.started.push(vring.index);
+        self.frontend.set_vring_kick(index, vring.kick)?;
+        if self.gated {
+            self.frontend.set_vring_enable(index, true)?;
+        }
+        Ok(())
+    }
+
+    fn stop_rings(&mut self) -> Result<(), vhost::Error> {
+        // All are disabled before any is stopped: none works while others do not.
+        if self.gated {
+            for index in &self.started {
+                self.frontend.set_vring_enable((*index).into(), false)?;
+            }
+        }
+        for index in &self.started {
+            self.frontend.get_vring_base((*index).into())?;
+        }
+        Ok(())
+    }
+}
+
+impl Backend for VhostUser {
+    fn start(&mut self, features: u64, vrings: &[Vring<'_>]) -> Result<(), BackendError> {
+        let mut acked = features;
+        if self.gated {
+            acked |= VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+        }
+        self.frontend
+            .set_features(acked)
+            .map_err(failed("setting features"))?;
+        let queues = self.queues;
+        for vring in vrings.iter().filter(|vring| vring.index < queues) {
+            if let Err(e) = self.start_ring(vring) {
+                let _ = self.stop();
+                return Err(failed("starting a ring")(e));
+            }
+        }
+        Ok(())
+    }
+
+    fn set_call(&mut self, queue: u16, call: &EventFd) -> Result<(), BackendError> {
+        if !self.started.contains(&queue) {
+            return Ok(());
+        }
+        self.frontend
+            .set_vring_call(queue.into(), call)
+            .map_err(failed("changing a ring's interrupt"))
+    }
+
+    fn stop(&mut self) -> Result<(), BackendError> {
+        let stopped = self.stop_rings().map_err(failed("stopping its rings"));
+        self.started.clear();
+        stopped
+    }
+}
+
+fn failed(doing: &str) -> impl FnOnce(vhost::Error) -> BackendError {
+    move |source| BackendError {
+        doing: doing.to_owned(),
+        reason: source.to_string(),
+    }
+}
+
+/// Agrees on what both sides know. Where the backend can, it acknowledges every
+/// message from here on, so that its failures are noticed.
+fn negotiate(frontend: &mut Frontend) -> Result<VhostUserProtocolFeatures, vhost::Error> {
+    let agreed = frontend.get_protocol_features()? & PROTOCOL;
+    frontend.set_protocol_features(agreed)?;
+    if agreed.contains(VhostUserProtocolFeatures::REPLY_ACK) {
+        frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+    }
+    Ok(agreed)
+}
+
+fn read_config(frontend: &mut Frontend, len: u32) -> Result<Vec<u8>, vhost::Error> {
+    let room = vec![0; usize::try_from(len).unwrap_or(0)];
+    let (_, config) = frontend.get_config(0, len, VhostUserConfigFlags::empty(), &room)?;
+    Ok(config)
+}
+
+/// The guest's memory, as backends want to hear of it.
+fn regions(ram: &GuestRam) -> Vec<VhostUserMemoryRegionInfo> {
+    ram.mappings()
+        .iter()
+        .map(|mapping| VhostUserMemoryRegionInfo {
+            guest_phys_addr: mapping.guest,
+            memory_size: mapping.bytes,
+            userspace_addr: mapping.host,
+            mmap_offset: mapping.offset,
+            mmap_handle: mapping.fd,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;
