@@ -26,8 +26,6 @@ build: setup ## all programs, into target/release
 	ln -f target/lean/longship-vmm target/release/longship-vmm
 
 guest: setup ## the guest's kernel and initramfs, into target/guest
-	@mkdir -p target/guest
-	kernel=$$(guest/kernel/build.sh) && cp -u "$$kernel" target/guest/vmlinux
 	guest/init/build.sh
 
 demo: build guest ## a pod from a real image, through the whole path
