@@ -1,3 +1,103 @@
 //! The longship command.
 
-fn main() {}
+mod card;
+mod command;
+mod duration;
+mod error;
+mod manifest;
+mod progress;
+mod server;
+mod show;
+mod signals;
+mod terminal;
+mod watch;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::server::ServerAddress;
+
+/// Runs containers in microVMs of their own.
+#[derive(Debug, Parser)]
+#[command(name = "longship", version)]
+struct Cli {
+    /// Address of the control plane.
+    #[arg(
+        long,
+        global = true,
+        env = "LONGSHIP_SERVER",
+        default_value = "http://127.0.0.1:7700"
+    )]
+    server: ServerAddress,
+    /// Namespace of pods.
+    #[arg(long, short = 'n', global = true, default_value = "default")]
+    namespace: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Up(Box<command::up::Up>),
+    Run(Box<command::run::Run>),
+    Create(command::create::Create),
+    Apply(command::apply::Apply),
+    Get(command::get::Get),
+    Describe(command::describe::Describe),
+    Logs(command::logs::Logs),
+    Exec(command::exec::Exec),
+    Delete(command::delete::Delete),
+    Wait(command::wait::Wait),
+    Doctor(command::doctor::Doctor),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        // What needs no server runs without it, and without a runtime.
+        Command::Doctor(doctor) => doctor.run(),
+        command => in_runtime(run(command, cli.server, cli.namespace)),
+    };
+    let code = match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error}");
+            error.exit_code()
+        }
+    };
+    // Not by returning: a thread may wait for standard input for ever.
+    std::process::exit(code.into())
+}
+
+fn in_runtime(
+    work: impl Future<Output = Result<u8, error::CliError>>,
+) -> Result<u8, error::CliError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| error::CliError::Other(format!("start the runtime: {error}")))?;
+    let result = runtime.block_on(work);
+    runtime.shutdown_background();
+    result
+}
+
+async fn run(
+    command: Command,
+    server: ServerAddress,
+    namespace: String,
+) -> Result<u8, error::CliError> {
+    match command {
+        Command::Up(up) => up.run().await,
+        Command::Run(run) => run.run(&server, &namespace).await,
+        Command::Create(create) => create.run(&server, &namespace).await,
+        Command::Apply(apply) => apply.run(&server, &namespace).await,
+        Command::Get(get) => get.run(&server, &namespace).await,
+        Command::Describe(describe) => describe.run(&server, &namespace).await,
+        Command::Logs(logs) => logs.run(&server, &namespace).await,
+        Command::Exec(exec) => exec.run(&server, &namespace).await,
+        Command::Delete(delete) => delete.run(&server, &namespace).await,
+        Command::Wait(wait) => wait.run(&server, &namespace).await,
+        Command::Doctor(doctor) => doctor.run(),
+    }
+}

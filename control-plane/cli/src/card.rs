@@ -1,0 +1,79 @@
+//! A pod's streams, straight from its card.
+
+use longship_proto::card::v1::pod_streams_client::PodStreamsClient;
+use longship_proto::card::v1::{ExecInput, ExecOutput, LogChunk, LogsRequest};
+use tokio_stream::Stream;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::Channel;
+use tonic::{Request, Streaming};
+
+use crate::error::CliError;
+use crate::server::{Server, connect};
+
+/// The streams of one pod.
+#[derive(Debug)]
+pub(crate) struct PodStreams {
+    client: PodStreamsClient<Channel>,
+    authorization: MetadataValue<Ascii>,
+    uid: String,
+}
+
+impl PodStreams {
+    /// Asks the control plane where the pod's card is, and connects to that.
+    ///
+    /// # Errors
+    /// The control plane's refusal, or [`CliError::Unreachable`].
+    pub(crate) async fn open(
+        server: &mut Server,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Self, CliError> {
+        let access = server.access(namespace, name).await?;
+        let authorization = format!("Bearer {}", access.token)
+            .parse()
+            .map_err(|_| CliError::Other("the control plane gave no valid token".to_owned()))?;
+        let channel = connect("the pod's card", &access.endpoint, "").await?;
+        Ok(Self {
+            client: PodStreamsClient::new(channel),
+            authorization,
+            uid: access.pod_uid,
+        })
+    }
+
+    /// The pod that the streams are of.
+    pub(crate) fn uid(&self) -> &str {
+        &self.uid
+    }
+
+    pub(crate) async fn logs(
+        &mut self,
+        container: &str,
+        follow: bool,
+        tail_lines: Option<u64>,
+    ) -> Result<Streaming<LogChunk>, CliError> {
+        let request = self.authorized(LogsRequest {
+            pod_uid: self.uid.clone(),
+            container: container.to_owned(),
+            follow,
+            tail_lines,
+        });
+        Ok(self.client.logs(request).await?.into_inner())
+    }
+
+    pub(crate) async fn exec(
+        &mut self,
+        input: impl Stream<Item = ExecInput> + Send + 'static,
+    ) -> Result<Streaming<ExecOutput>, CliError> {
+        let request = self.authorized(input);
+        Ok(self.client.exec(request).await?.into_inner())
+    }
+
+    fn authorized<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        let authorization = self.authorization.clone();
+        request
+            .metadata_mut()
+            .insert("authorization", authorization);
+        request
+    }
+}

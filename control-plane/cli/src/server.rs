@@ -1,0 +1,163 @@
+//! The link to the control plane.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use longship_proto::control::v1::inventory_client::InventoryClient;
+use longship_proto::control::v1::pods_client::PodsClient;
+use longship_proto::control::v1::{
+    CreatePodRequest, DeletePodRequest, Flavor, GetPodAccessRequest, GetPodRequest, Host,
+    ListFlavorsRequest, ListHostsRequest, ListPodsRequest, Pod, PodAccess, PodEvent,
+    WatchPodsRequest,
+};
+use tonic::Streaming;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::error::{CliError, innermost};
+
+/// For a connection to be made.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
+/// For one call that does not stream.
+const CALL_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Where the control plane is: `http://HOST:PORT` or `unix:PATH`.
+#[derive(Debug, Clone)]
+pub(crate) struct ServerAddress(String);
+
+impl FromStr for ServerAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if !text.starts_with("http://") && !text.starts_with("unix:") {
+            return Err("must begin with http:// or unix:".to_owned());
+        }
+        Endpoint::from_shared(text.to_owned()).map_err(|_| "is no address".to_owned())?;
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// Calls to the control plane.
+#[derive(Debug, Clone)]
+pub(crate) struct Server {
+    pods: PodsClient<Channel>,
+    inventory: InventoryClient<Channel>,
+}
+
+impl Server {
+    /// Connects.
+    ///
+    /// # Errors
+    /// [`CliError::Unreachable`].
+    pub(crate) async fn connect(address: &ServerAddress) -> Result<Self, CliError> {
+        let hint = "; is `longship up` running?";
+        let channel = connect("the control plane", &address.0, hint).await?;
+        Ok(Self {
+            pods: PodsClient::new(channel.clone()),
+            inventory: InventoryClient::new(channel),
+        })
+    }
+
+    pub(crate) async fn create(&mut self, pod: Pod) -> Result<Pod, CliError> {
+        let request = CreatePodRequest { pod: Some(pod) };
+        bounded(self.pods.create_pod(request)).await
+    }
+
+    pub(crate) async fn get(&mut self, namespace: &str, name: &str) -> Result<Pod, CliError> {
+        let (namespace, name) = (namespace.to_owned(), name.to_owned());
+        bounded(self.pods.get_pod(GetPodRequest { namespace, name })).await
+    }
+
+    /// All pods of a namespace; empty: of all.
+    pub(crate) async fn list(&mut self, namespace: &str) -> Result<Vec<Pod>, CliError> {
+        let namespace = namespace.to_owned();
+        Ok(bounded(self.pods.list_pods(ListPodsRequest { namespace }))
+            .await?
+            .pods)
+    }
+
+    pub(crate) async fn watch(
+        &mut self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Streaming<PodEvent>, CliError> {
+        let request = WatchPodsRequest {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            resource_version: 0,
+        };
+        bounded(self.pods.watch_pods(request)).await
+    }
+
+    pub(crate) async fn delete(
+        &mut self,
+        namespace: &str,
+        name: &str,
+        grace_seconds: Option<u32>,
+    ) -> Result<Pod, CliError> {
+        let request = DeletePodRequest {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            grace_seconds,
+        };
+        bounded(self.pods.delete_pod(request)).await
+    }
+
+    pub(crate) async fn access(
+        &mut self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<PodAccess, CliError> {
+        let (namespace, name) = (namespace.to_owned(), name.to_owned());
+        bounded(
+            self.pods
+                .get_pod_access(GetPodAccessRequest { namespace, name }),
+        )
+        .await
+    }
+
+    pub(crate) async fn hosts(&mut self) -> Result<Vec<Host>, CliError> {
+        Ok(bounded(self.inventory.list_hosts(ListHostsRequest {}))
+            .await?
+            .hosts)
+    }
+
+    pub(crate) async fn flavors(&mut self) -> Result<Vec<Flavor>, CliError> {
+        Ok(bounded(self.inventory.list_flavors(ListFlavorsRequest {}))
+            .await?
+            .flavors)
+    }
+}
+
+/// Connects to `what` at `address`; `hint` follows the reason where that fails.
+pub(crate) async fn connect(
+    what: &'static str,
+    address: &str,
+    hint: &'static str,
+) -> Result<Channel, CliError> {
+    let unreachable = |cause: String| CliError::Unreachable {
+        what,
+        address: address.to_owned(),
+        cause,
+        hint,
+    };
+    Endpoint::from_shared(address.to_owned())
+        .map_err(|error| unreachable(innermost(&error)))?
+        .connect_timeout(CONNECT_PATIENCE)
+        .connect()
+        .await
+        .map_err(|error| unreachable(innermost(&error)))
+}
+
+async fn bounded<T>(
+    call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> Result<T, CliError> {
+    match tokio::time::timeout(CALL_PATIENCE, call).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(status.into()),
+        Err(_) => Err(longship_proto::Failure::unavailable(format!(
+            "the control plane did not answer within {} s",
+            CALL_PATIENCE.as_secs()
+        ))
+        .into()),
+    }
+}

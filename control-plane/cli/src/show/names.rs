@@ -1,0 +1,37 @@
+//! Names of phases and states, as people and Kubernetes write them.
+
+use longship_proto::control::v1::{ContainerState, Phase, RestartPolicy};
+
+pub(crate) fn phase(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Unspecified => "Unknown",
+        Phase::Pending => "Pending",
+        Phase::Scheduled => "Scheduled",
+        Phase::Preparing => "Preparing",
+        Phase::Starting => "Starting",
+        Phase::Running => "Running",
+        Phase::Succeeded => "Succeeded",
+        Phase::Failed => "Failed",
+        Phase::Stopping => "Stopping",
+        Phase::Released => "Released",
+    }
+}
+
+pub(crate) fn container_state(state: ContainerState) -> &'static str {
+    match state {
+        ContainerState::Unspecified => "Unknown",
+        ContainerState::Waiting => "Waiting",
+        ContainerState::Running => "Running",
+        ContainerState::Terminated => "Terminated",
+    }
+}
+
+/// `None` where it was not given.
+pub(crate) fn restart_policy(policy: RestartPolicy) -> Option<&'static str> {
+    match policy {
+        RestartPolicy::Unspecified => None,
+        RestartPolicy::Always => Some("Always"),
+        RestartPolicy::OnFailure => Some("OnFailure"),
+        RestartPolicy::Never => Some("Never"),
+    }
+}
