@@ -1,0 +1,138 @@
+//! The card's link to the control plane: registered, kept by heartbeats, made anew
+//! whenever it breaks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use longship_proto::control::v1::cards_client::CardsClient;
+use longship_proto::control::v1::{FromCard, Heartbeat, Register, ToCard, from_card, to_card};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use tonic::transport::Endpoint;
+use tracing::{info, warn};
+
+use crate::reconciler::Reconciler;
+use crate::status::Reports;
+
+/// The wait after the first failed attempt; it doubles each time.
+const RETRY_MIN: Duration = Duration::from_millis(200);
+/// The longest wait between attempts.
+const RETRY_MAX: Duration = Duration::from_secs(5);
+/// Messages on their way to the control plane.
+const OUTGOING: usize = 64;
+
+/// Everything the link needs.
+pub(crate) struct Link {
+    /// The control plane.
+    pub(crate) endpoint: Endpoint,
+    /// What this card says of itself; `held` is filled in at each registration.
+    pub(crate) register: Register,
+    /// The pods.
+    pub(crate) reconciler: Arc<Reconciler>,
+    /// News of them.
+    pub(crate) reports: Arc<Reports>,
+    /// The key for access tokens, once the control plane has given one.
+    pub(crate) token_key: watch::Sender<Option<Vec<u8>>>,
+}
+
+impl Link {
+    /// Keeps the link for as long as the card lives.
+    pub(crate) async fn keep(&self) {
+        let mut wait = RETRY_MIN;
+        loop {
+            let attached = self.attach(&mut wait).await;
+            match attached {
+                Ok(()) => warn!("the control plane closed the link"),
+                Err(status) => {
+                    warn!(
+                        error = status.message(),
+                        "no link to the control plane, trying on"
+                    );
+                }
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(RETRY_MAX);
+        }
+    }
+
+    async fn attach(&self, wait: &mut Duration) -> Result<(), Status> {
+        let channel = self.endpoint.connect().await;
+        let channel = channel.map_err(|e| Status::unavailable(chain(&e)))?;
+        let (outgoing, queue) = mpsc::channel(OUTGOING);
+        let register = Register {
+            held: self.reconciler.held(),
+            ..self.register.clone()
+        };
+        send(&outgoing, from_card::Message::Register(register)).await?;
+        let stream = CardsClient::new(channel)
+            .attach(ReceiverStream::new(queue))
+            .await?;
+        let mut stream = stream.into_inner();
+
+        let Some(ToCard {
+            message: Some(to_card::Message::Registered(registered)),
+        }) = stream.message().await?
+        else {
+            return Err(Status::internal(
+                "the control plane did not answer the registration",
+            ));
+        };
+        info!(
+            host = self.register.host,
+            lease_ms = registered.lease_ms,
+            "registered"
+        );
+        *wait = RETRY_MIN;
+        self.token_key.send_replace(Some(registered.token_key));
+        self.reports.resend();
+
+        let lease = Duration::from_millis(u64::from(registered.lease_ms.max(300)));
+        let mut heartbeat = tokio::time::interval(lease / 3);
+        loop {
+            tokio::select! {
+                message = stream.message() => match message? {
+                    Some(message) => self.receive(message),
+                    None => return Ok(()),
+                },
+                report = self.reports.next() => {
+                    send(&outgoing, from_card::Message::Report(Box::new(report))).await?;
+                }
+                _ = heartbeat.tick() => {
+                    send(&outgoing, from_card::Message::Heartbeat(Heartbeat {})).await?;
+                }
+            }
+        }
+    }
+
+    fn receive(&self, message: ToCard) {
+        match message.message {
+            Some(to_card::Message::Assignments(all)) => self.reconciler.assign_all(all.pods),
+            Some(to_card::Message::Assign(pod)) => self.reconciler.assign(*pod),
+            Some(to_card::Message::ReleaseUid(uid)) => self.reconciler.release(&uid),
+            Some(to_card::Message::Registered(_)) | None => {
+                warn!("the control plane sent a message that has no place here");
+            }
+        }
+    }
+}
+
+async fn send(queue: &mpsc::Sender<FromCard>, message: from_card::Message) -> Result<(), Status> {
+    let sent = queue
+        .send(FromCard {
+            message: Some(message),
+        })
+        .await;
+    sent.map_err(|_| Status::unavailable("the link is closed"))
+}
+
+/// An error with its causes: a transport's own text says little.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,283 @@
+//! Desired against observed: which pods the control plane wants here, and which are.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use longship_proto::Failure;
+use longship_proto::control::v1::{HeldPod, Phase, Pod, PodReport, PodStatus, RestartPolicy};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use crate::card::Card;
+use crate::plan::PodPlan;
+use crate::pod::{self, Desired, PodAccess, release_held};
+use crate::status::StatusCell;
+
+/// The pods of this card.
+pub(crate) struct Reconciler {
+    card: Arc<Card>,
+    pods: Mutex<Pods>,
+}
+
+#[derive(Default)]
+struct Pods {
+    known: HashMap<String, Entry>,
+    tasks: JoinSet<()>,
+}
+
+struct Entry {
+    generation: u64,
+    status: StatusCell,
+    desired: watch::Sender<Desired>,
+    access: Arc<PodAccess>,
+    done: tokio::task::AbortHandle,
+}
+
+impl Reconciler {
+    /// A card that runs nothing yet. What a former card left behind is released
+    /// before this returns: its backends died with it.
+    ///
+    /// # Errors
+    /// Where the journal cannot be read.
+    pub(crate) async fn begin(card: Arc<Card>) -> Result<Self, Failure> {
+        let mut left: Vec<String> = card
+            .journal
+            .held()?
+            .into_iter()
+            .map(|h| h.pod_uid)
+            .collect();
+        left.dedup();
+        for pod_uid in left {
+            info!(pod_uid, "releasing what a former card left behind");
+            // Whatever generation it was made for: nothing newer can exist here.
+            release_held(&card, &pod_uid, u64::MAX).await;
+        }
+        Ok(Self {
+            card,
+            pods: Mutex::default(),
+        })
+    }
+
+    fn pods(&self) -> MutexGuard<'_, Pods> {
+        let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        while pods.tasks.try_join_next().is_some() {}
+        pods.known.retain(|_, entry| !entry.done.is_finished());
+        pods
+    }
+
+    /// What the card says of itself when it registers.
+    pub(crate) fn held(&self) -> Vec<HeldPod> {
+        let entries = self.pods();
+        let held = entries.known.iter();
+        held.map(|(uid, e)| HeldPod {
+            uid: uid.clone(),
+            generation: e.generation,
+        })
+        .collect()
+    }
+
+    /// The whole of what shall run here: what is not in it goes.
+    pub(crate) fn assign_all(&self, pods: Vec<Pod>) {
+        let wanted: Vec<&str> = pods
+            .iter()
+            .filter_map(|p| p.metadata.as_ref())
+            .map(|m| m.uid.as_str())
+            .collect();
+        let strangers: Vec<String> = {
+            let known = self.pods();
+            known
+                .known
+                .keys()
+                .filter(|uid| !wanted.contains(&uid.as_str()))
+                .cloned()
+                .collect()
+        };
+        for uid in strangers {
+            self.release(&uid);
+        }
+        for pod in pods {
+            self.assign(pod);
+        }
+    }
+
+    /// A pod that shall run here, or whose deletion or generation changed.
+    pub(crate) fn assign(&self, pod: Pod) {
+        let Some(meta) = pod.metadata.clone() else {
+            warn!("the control plane assigned a pod without metadata");
+            return;
+        };
+        let plan = PodPlan::new(&pod);
+        let grace = plan.as_ref().map_or(Duration::ZERO, |p| p.grace);
+        let desired = if meta.deleted_us > 0 {
+            Desired::Gone { grace }
+        } else {
+            Desired::Run
+        };
+        let mut pods = self.pods();
+        if let Some(entry) = pods.known.get_mut(&meta.uid) {
+            if meta.generation < entry.generation {
+                warn!(pod_uid = meta.uid, "a stale assignment is passed over");
+                return;
+            }
+            entry.generation = meta.generation;
+            entry.status.set_generation(meta.generation);
+            entry.desired.send_if_modified(|now| {
+                let changed = *now != desired && desired != Desired::Run;
+                if changed {
+                    *now = desired;
+                }
+                changed
+            });
+            return;
+        }
+        let before = pod.status.clone().unwrap_or_default();
+        if meta.deleted_us > 0 {
+            // Nothing of it is here (what a former card held is released): done.
+            self.remove_logs(&meta.uid);
+            self.report(&meta.uid, meta.generation, Phase::Released, before);
+            return;
+        }
+        match (plan, before.phase()) {
+            // It was over before this card began; its logs may still be read.
+            (Ok(plan), Phase::Succeeded | Phase::Failed) => self.keep(&mut pods, &plan, before),
+            (Ok(plan), Phase::Starting | Phase::Running)
+                if plan.restart == RestartPolicy::Never =>
+            {
+                let status = PodStatus {
+                    phase: Phase::Failed.into(),
+                    reason: "CardRestarted".to_owned(),
+                    message: "the card was restarted while the pod ran".to_owned(),
+                    ..before
+                };
+                self.report(&plan.uid, plan.generation, Phase::Failed, status.clone());
+                self.keep(&mut pods, &plan, status);
+            }
+            (Ok(plan), _) => self.begin_pod(&mut pods, plan, before),
+            (Err(failure), _) => {
+                warn!(pod_uid = meta.uid, %failure, "cannot run what was assigned");
+                let status = PodStatus {
+                    reason: "InvalidAssignment".to_owned(),
+                    message: failure.to_string(),
+                    ..before
+                };
+                self.report(&meta.uid, meta.generation, Phase::Failed, status);
+            }
+        }
+    }
+
+    /// A pod that the control plane does not know: it goes at once.
+    pub(crate) fn release(&self, uid: &str) {
+        if let Some(entry) = self.pods().known.get(uid) {
+            entry.desired.send_replace(Desired::Gone {
+                grace: Duration::ZERO,
+            });
+        }
+    }
+
+    /// The access to a pod for its client's streams.
+    ///
+    /// # Errors
+    /// `NotFound` where this card has no such pod.
+    pub(crate) fn access(&self, uid: &str) -> Result<Arc<PodAccess>, Failure> {
+        let pods = self.pods();
+        let entry = pods.known.get(uid).map(|e| e.access.clone());
+        entry.ok_or_else(|| Failure::not_found(format!("this card has no pod {uid}")))
+    }
+
+    /// Gives back what all pods hold, for the card's own end. They stay assigned:
+    /// the next card takes them up again.
+    pub(crate) async fn end(&self) {
+        // Without its sender, a pod's task knows that the card ends.
+        let Pods { known, mut tasks } = std::mem::take(&mut *self.pods());
+        drop(known);
+        while tasks.join_next().await.is_some() {}
+    }
+
+    fn begin_pod(&self, pods: &mut Pods, plan: PodPlan, before: PodStatus) {
+        let status = StatusCell::new(
+            &plan.uid,
+            plan.generation,
+            before,
+            self.card.reports.clone(),
+        );
+        let names = plan.containers.iter().map(|c| c.name.clone()).collect();
+        let access = Arc::new(PodAccess::new(names));
+        let (desired, watching) = watch::channel(Desired::Run);
+        let (uid, generation) = (plan.uid.clone(), plan.generation);
+        info!(pod_uid = uid, "assigned");
+        let done = pods.tasks.spawn(pod::run(
+            self.card.clone(),
+            plan,
+            status.clone(),
+            watching,
+            access.clone(),
+        ));
+        pods.known.insert(
+            uid,
+            Entry {
+                generation,
+                status,
+                desired,
+                access,
+                done,
+            },
+        );
+    }
+
+    /// Keeps a pod that is over until it is deleted.
+    fn keep(&self, pods: &mut Pods, plan: &PodPlan, before: PodStatus) {
+        let status = StatusCell::new(
+            &plan.uid,
+            plan.generation,
+            before,
+            self.card.reports.clone(),
+        );
+        let names: Vec<String> = plan.containers.iter().map(|c| c.name.clone()).collect();
+        for name in &names {
+            if let Ok(log) = self.card.logs.log(&plan.uid, name) {
+                log.close();
+            }
+        }
+        let access = Arc::new(PodAccess::new(names));
+        let (desired, mut watching) = watch::channel(Desired::Run);
+        let (card, uid, cell) = (self.card.clone(), plan.uid.clone(), status.clone());
+        let done = pods.tasks.spawn(async move {
+            if watching.wait_for(|d| *d != Desired::Run).await.is_err() {
+                return;
+            }
+            if let Err(error) = card.logs.remove(&uid) {
+                warn!(pod_uid = uid, %error, "cannot delete the pod's logs");
+            }
+            cell.update(|s| s.phase = Phase::Released.into());
+        });
+        let entry = Entry {
+            generation: plan.generation,
+            status,
+            desired,
+            access,
+            done,
+        };
+        pods.known.insert(plan.uid.clone(), entry);
+    }
+
+    fn remove_logs(&self, uid: &str) {
+        // The uid is the control plane's; it must not lead elsewhere.
+        if uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && let Err(error) = self.card.logs.remove(uid)
+        {
+            warn!(pod_uid = uid, %error, "cannot delete the pod's logs");
+        }
+    }
+
+    fn report(&self, uid: &str, generation: u64, phase: Phase, mut status: PodStatus) {
+        status.phase = phase.into();
+        let uid = uid.to_owned();
+        self.card.reports.put(PodReport {
+            uid,
+            generation,
+            status: Some(status),
+        });
+    }
+}

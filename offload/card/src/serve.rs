@@ -1,0 +1,200 @@
+//! Brings a card up, and down again.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use longship_eni::BridgeEnis;
+use longship_image::{ImageStore, StoreConfig};
+use longship_proto::Failure;
+use longship_proto::card::v1::card_admin_server::CardAdminServer;
+use longship_proto::card::v1::pod_streams_server::PodStreamsServer;
+use longship_proto::control::v1::{HostCapacity, Register};
+use longship_volume::{ScratchStore, VhostUserVolumes};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tonic::transport::{Endpoint, Server};
+use tracing::info;
+
+use crate::agent::AgentLink;
+use crate::api::{Admin, Streams};
+use crate::card::Card;
+use crate::journal::Journal;
+use crate::link::Link;
+use crate::logs::LogStore;
+use crate::reconciler::Reconciler;
+use crate::status::Reports;
+
+/// How long the card waits for its agent when it starts.
+const AGENT_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a card is told.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Control plane, `http://host:port`.
+    pub control: String,
+    /// Agent, `unix:/path` or `http://host:port`.
+    pub agent: String,
+    /// Where clients reach the pods' streams.
+    pub listen: SocketAddr,
+    /// The address that clients are told; empty: `http://` and `listen`.
+    pub endpoint: String,
+    /// Path of the operators' socket.
+    pub admin: PathBuf,
+    /// What survives a restart: journal, images, scratch disks, logs.
+    pub state: PathBuf,
+    /// What does not: sockets.
+    pub runtime_dir: PathBuf,
+    /// This host's name.
+    pub host: String,
+    /// This host's zone.
+    pub zone: String,
+    /// The most pods at once.
+    pub max_pods: u32,
+    /// Size of a pod's scratch disk in bytes.
+    pub scratch_bytes: u64,
+    /// The largest image in bytes, flattened.
+    pub max_image_bytes: u64,
+    /// Registries spoken to without TLS, `host:port`.
+    pub insecure_registries: Vec<String>,
+}
+
+/// Why a card cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A flag's value cannot be used.
+    #[error("{flag} {value}: {reason}")]
+    Flag {
+        /// The flag.
+        flag: &'static str,
+        /// Its value.
+        value: String,
+        /// Why it is of no use.
+        reason: String,
+    },
+    /// The agent does not answer, or what a former card left cannot be released.
+    #[error("{0}")]
+    Failure(#[from] Failure),
+}
+
+fn flag(
+    flag: &'static str,
+    value: impl std::fmt::Display,
+    reason: impl std::fmt::Display,
+) -> StartError {
+    StartError::Flag {
+        flag,
+        value: value.to_string(),
+        reason: reason.to_string(),
+    }
+}
+
+/// Runs a card until `stop` resolves, then gives everything back.
+///
+/// # Errors
+/// [`StartError`], before anything was taken.
+pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(), StartError> {
+    let control = Endpoint::from_shared(config.control.clone())
+        .map_err(|e| flag("--control", &config.control, e))?;
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .map_err(|e| flag("--listen", config.listen, e))?;
+    for (name, directory) in [
+        ("--state", &config.state),
+        ("--runtime-dir", &config.runtime_dir),
+    ] {
+        std::fs::create_dir_all(directory).map_err(|e| flag(name, directory.display(), e))?;
+    }
+    let admin = bind_unix(&config.admin)
+        .await
+        .map_err(|e| flag("--admin", config.admin.display(), e))?;
+    let card = Arc::new(open(&config)?);
+    let host = card.agent.host(AGENT_PATIENCE).await?;
+
+    let reconciler = Arc::new(Reconciler::begin(card.clone()).await?);
+    let (token_key, key) = watch::channel(None);
+    let bound = listener
+        .local_addr()
+        .map_err(|e| flag("--listen", config.listen, e))?;
+    let endpoint = match config.endpoint.as_str() {
+        "" => format!("http://{bound}"),
+        given => given.to_owned(),
+    };
+    let register = Register {
+        host: config.host.clone(),
+        zone: config.zone.clone(),
+        capacity: Some(HostCapacity {
+            cpu_millis: host.cpus.saturating_mul(1000),
+            memory_bytes: host.memory_bytes,
+            pods: config.max_pods,
+        }),
+        endpoint,
+        held: Vec::new(),
+    };
+    let link = Link {
+        endpoint: control,
+        register,
+        reconciler: reconciler.clone(),
+        reports: card.reports.clone(),
+        token_key,
+    };
+    let streams = Streams::new(card.clone(), reconciler.clone(), key);
+    let clients = Server::builder()
+        .add_service(PodStreamsServer::new(streams))
+        .serve_with_incoming(TcpListenerStream::new(listener));
+    let operators = Server::builder()
+        .add_service(CardAdminServer::new(Admin::new(card.clone())))
+        .serve_with_incoming(UnixListenerStream::new(admin));
+    info!(host = config.host, zone = config.zone, listen = %bound, "the card is up");
+    tokio::select! {
+        served = clients => served.map_err(|e| flag("--listen", bound, e))?,
+        served = operators => served.map_err(|e| flag("--admin", config.admin.display(), e))?,
+        () = link.keep() => {}
+        () = stop => {}
+    }
+    info!("the card ends, giving back what its pods hold");
+    reconciler.end().await;
+    let _ = std::fs::remove_file(&config.admin);
+    Ok(())
+}
+
+fn open(config: &Config) -> Result<Card, StartError> {
+    let state = |e: &dyn std::fmt::Display| flag("--state", config.state.display(), e);
+    let images = ImageStore::open(StoreConfig {
+        directory: config.state.join("images"),
+        max_image_bytes: config.max_image_bytes,
+        insecure_registries: config.insecure_registries.clone(),
+    });
+    let scratch = ScratchStore::open(config.state.join("scratch"));
+    let agent = AgentLink::new(&config.agent)?;
+    Ok(Card {
+        images: images.map_err(|e| state(&e))?,
+        volumes: Arc::new(VhostUserVolumes::new(scratch.map_err(|e| state(&e))?)),
+        enis: BridgeEnis::new(),
+        agent,
+        journal: Journal::open(&config.state.join("journal.redb")).map_err(|e| state(&e))?,
+        logs: LogStore::open(config.state.join("logs")).map_err(|e| state(&e))?,
+        reports: Arc::new(Reports::default()),
+        runtime_dir: config.runtime_dir.clone(),
+        scratch_bytes: config.scratch_bytes,
+    })
+}
+
+/// Binds a UNIX socket; one that a killed card left is taken over, one that
+/// answers is not.
+async fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    if UnixStream::connect(path).await.is_ok() {
+        return Err(io::Error::from(io::ErrorKind::AddrInUse));
+    }
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    UnixListener::bind(path)
+}
