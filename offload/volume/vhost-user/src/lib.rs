@@ -17,6 +17,8 @@ mod device;
 #[cfg(feature = "test-driver")]
 pub mod driver;
 mod frontend;
+#[cfg(feature = "test-driver")]
+pub mod qemu;
 mod server;
 mod vring;
 
