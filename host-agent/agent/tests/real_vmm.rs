@@ -1,0 +1,312 @@
+//! The agent with real VMMs. Needs root, cgroup v2, a KVM that runs guest kernels at
+//! native speed, `longship-vmm` beside the agent and the guest's files, as
+//! `make build guest` leaves them. Where this machine lacks one of those, the testbed
+//! has it:
+//!
+//! ```text
+//! longship-testbed run -- target/debug/deps/real_vmm-* --ignored --test-threads=1
+//! ```
+
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use longship_proto::agent::v1::agent_client::AgentClient;
+use longship_proto::agent::v1::{
+    DeviceHandle, DeviceType, GetHostRequest, ListSandboxesRequest, PrepareSandboxRequest, Sandbox,
+    SandboxState, StartSandboxRequest, StopSandboxRequest, VhostUser, WatchSandboxesRequest,
+    device_handle::Handle,
+};
+use longship_proto::{Class, Failure, failure_of};
+use tonic::transport::{Channel, Endpoint};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An agent of its own place, ended with the test.
+struct Agent {
+    process: Child,
+    folder: tempfile::TempDir,
+    cgroup: PathBuf,
+    client: AgentClient<Channel>,
+}
+
+impl Agent {
+    async fn start(name: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let cgroup = PathBuf::from(format!("/sys/fs/cgroup/longship-{name}"));
+        let process = spawn(folder.path(), &cgroup);
+        let client = connect(folder.path()).await;
+        Self {
+            process,
+            folder,
+            cgroup,
+            client,
+        }
+    }
+
+    /// Another agent in the place of one that was killed.
+    async fn restart(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        self.process = spawn(self.folder.path(), &self.cgroup);
+        self.client = connect(self.folder.path()).await;
+    }
+
+    async fn prepare(&mut self, request: PrepareSandboxRequest) -> Result<Sandbox, Failure> {
+        let answer = self.client.prepare_sandbox(request).await;
+        answer
+            .map(tonic::Response::into_inner)
+            .map_err(|status| failure_of(&status))
+    }
+
+    async fn start_sandbox(
+        &mut self,
+        id: &str,
+        devices: Vec<DeviceHandle>,
+    ) -> Result<Sandbox, Failure> {
+        let request = StartSandboxRequest {
+            id: id.into(),
+            generation: 1,
+            devices,
+        };
+        let answer = self.client.start_sandbox(request).await;
+        answer
+            .map(tonic::Response::into_inner)
+            .map_err(|status| failure_of(&status))
+    }
+
+    async fn stop(&mut self, id: &str, generation: u64) -> Result<(), Failure> {
+        let id = id.into();
+        let answer = self
+            .client
+            .stop_sandbox(StopSandboxRequest { id, generation })
+            .await;
+        answer.map(drop).map_err(|status| failure_of(&status))
+    }
+
+    fn cgroup_of(&self, id: &str) -> PathBuf {
+        self.cgroup.join(id)
+    }
+
+    fn signal(&self, signal: nix::sys::signal::Signal) {
+        let pid = nix::unistd::Pid::from_raw(self.process.id().try_into().unwrap());
+        nix::sys::signal::kill(pid, signal).unwrap();
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn spawn(folder: &Path, cgroup: &Path) -> Child {
+    let agent = PathBuf::from(env!("CARGO_BIN_EXE_longship-agent"));
+    let guest = agent.parent().unwrap().join("../guest");
+    Command::new(&agent)
+        .arg("--listen")
+        .arg(format!("unix:{}", folder.join("agent.sock").display()))
+        .arg("--runtime-dir")
+        .arg(folder.join("run"))
+        .arg("--kernel")
+        .arg(guest.join("vmlinux"))
+        .arg("--initramfs")
+        .arg(guest.join("initramfs.cpio"))
+        .arg("--cgroup")
+        .arg(cgroup)
+        .spawn()
+        .unwrap()
+}
+
+async fn connect(folder: &Path) -> AgentClient<Channel> {
+    let address = format!("unix:{}", folder.join("agent.sock").display());
+    let give_up = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let endpoint = Endpoint::from_shared(address.clone()).unwrap();
+        if let Ok(channel) = endpoint.connect().await {
+            return AgentClient::new(channel);
+        }
+        assert!(
+            tokio::time::Instant::now() < give_up,
+            "the agent does not answer"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn sandbox(id: &str, generation: u64) -> PrepareSandboxRequest {
+    PrepareSandboxRequest {
+        id: id.into(),
+        generation,
+        vcpus: 1,
+        memory_bytes: 128 << 20,
+        cpu_millis: 500,
+    }
+}
+
+fn exists(pid: u32) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
+}
+
+fn read(path: PathBuf) -> String {
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"))
+}
+
+#[tokio::test]
+#[ignore = "needs a usable KVM, cgroup v2 and the guest's files; see the file's head"]
+async fn a_sandbox_lives_in_its_cgroup_and_leaves_nothing() {
+    let mut agent = Agent::start("life").await;
+    let host = agent
+        .client
+        .get_host(GetHostRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    assert!(host.cpus > 0 && host.memory_bytes > 0);
+    let watch = agent.client.watch_sandboxes(WatchSandboxesRequest {}).await;
+    let mut watch = watch.unwrap().into_inner();
+
+    let prepared = agent.prepare(sandbox("pod-1", 1)).await.unwrap();
+    assert_eq!(prepared.state(), SandboxState::Prepared);
+    let steps: Vec<(&str, &str)> = prepared
+        .timeline
+        .iter()
+        .map(|stage| (stage.component.as_str(), stage.name.as_str()))
+        .collect();
+    for step in [("agent", "cgroup"), ("agent", "spawn"), ("agent", "create")] {
+        assert!(steps.contains(&step), "{steps:?}");
+    }
+    assert!(
+        steps.iter().any(|(component, _)| *component == "vmm"),
+        "{steps:?}"
+    );
+    for stage in &prepared.timeline {
+        let took = stage.end_us - stage.start_us;
+        println!("  {:8} {:16} {took:>8} us", stage.component, stage.name);
+    }
+
+    let cgroup = agent.cgroup_of("pod-1");
+    assert_eq!(
+        read(cgroup.join("cgroup.procs")),
+        format!("{}\n", prepared.pid)
+    );
+    assert_eq!(read(cgroup.join("cpu.max")), "50000 100000\n");
+    assert_eq!(
+        read(cgroup.join("memory.max")),
+        format!("{}\n", (128 + 32 + 1) << 20)
+    );
+
+    let again = agent.prepare(sandbox("pod-1", 1)).await.unwrap();
+    assert_eq!(
+        again.pid, prepared.pid,
+        "a repeated call must not start another VMM"
+    );
+    let other = PrepareSandboxRequest {
+        vcpus: 2,
+        ..sandbox("pod-1", 1)
+    };
+    assert_eq!(
+        agent.prepare(other).await.unwrap_err().class(),
+        Class::Conflict
+    );
+    let newer = agent.prepare(sandbox("pod-1", 2)).await.unwrap_err();
+    assert_eq!(newer.class(), Class::Conflict, "{newer}");
+    // The newer one was seen, so the older one is fenced off.
+    let stale = agent.stop("pod-1", 1).await.unwrap_err();
+    assert_eq!(stale.class(), Class::StaleGeneration);
+
+    agent.stop("pod-1", 2).await.unwrap();
+    agent.stop("pod-1", 2).await.unwrap();
+    assert!(!cgroup.exists() && !exists(prepared.pid));
+    let seen = [
+        watch.message().await.unwrap().unwrap().state(),
+        watch.message().await.unwrap().unwrap().state(),
+    ];
+    assert_eq!(seen, [SandboxState::Prepared, SandboxState::Gone]);
+    let left = agent
+        .client
+        .list_sandboxes(ListSandboxesRequest {})
+        .await
+        .unwrap();
+    assert!(left.into_inner().sandboxes.is_empty());
+
+    agent.signal(nix::sys::signal::Signal::SIGTERM);
+    assert!(agent.process.wait().unwrap().success());
+    assert!(!agent.cgroup.exists());
+    assert!(!agent.folder.path().join("agent.sock").exists());
+}
+
+#[tokio::test]
+#[ignore = "needs a usable KVM, cgroup v2 and the guest's files; see the file's head"]
+async fn a_guest_boots_and_a_vmm_that_dies_is_noticed_with_its_reason() {
+    let mut agent = Agent::start("exit").await;
+    let watch = agent.client.watch_sandboxes(WatchSandboxesRequest {}).await;
+    let mut watch = watch.unwrap().into_inner();
+    let pid = agent.prepare(sandbox("pod", 1)).await.unwrap().pid;
+
+    let nobody = DeviceHandle {
+        handle: Some(Handle::VhostUser(VhostUser {
+            r#type: DeviceType::Net.into(),
+            socket: "/nowhere/net.sock".into(),
+        })),
+    };
+    let refused = agent.start_sandbox("pod", vec![nobody]).await.unwrap_err();
+    assert_eq!(refused.class(), Class::Unavailable);
+    assert_eq!(refused.field, "devices[0].vhost_user.socket");
+
+    // That did no harm.
+    let running = agent.start_sandbox("pod", vec![]).await.unwrap();
+    assert_eq!((running.state(), running.pid), (SandboxState::Running, pid));
+    for stage in &running.timeline {
+        let took = stage.end_us - stage.start_us;
+        println!("  {:8} {:16} {took:>8} us", stage.component, stage.name);
+    }
+    assert_eq!(agent.start_sandbox("pod", vec![]).await.unwrap().pid, pid);
+
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(pid.try_into().unwrap()),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .unwrap();
+    let exited = loop {
+        let seen = watch.message().await.unwrap().unwrap();
+        if seen.state() == SandboxState::Exited {
+            break seen;
+        }
+    };
+    let exit = exited.exit.unwrap();
+    assert!(!exit.by_guest);
+    assert!(exit.message.contains("signal 9"), "{}", exit.message);
+    assert_eq!(exited.pid, 0);
+    assert!(!agent.cgroup_of("pod").exists());
+
+    // A newer generation takes its place without a stop between.
+    let next = agent.prepare(sandbox("pod", 2)).await.unwrap();
+    assert_eq!((next.state(), next.generation), (SandboxState::Prepared, 2));
+    agent.stop("pod", 2).await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs a usable KVM, cgroup v2 and the guest's files; see the file's head"]
+async fn the_next_agent_ends_what_a_killed_one_left() {
+    let mut agent = Agent::start("sweep").await;
+    let pid = agent.prepare(sandbox("left", 1)).await.unwrap().pid;
+    agent.restart().await;
+    assert!(!agent.cgroup_of("left").exists());
+    assert!(!exists(pid) || read(format!("/proc/{pid}/status").into()).contains("State:\tZ"));
+    let left = agent
+        .client
+        .list_sandboxes(ListSandboxesRequest {})
+        .await
+        .unwrap();
+    assert!(left.into_inner().sandboxes.is_empty());
+
+    // Ended properly, an agent takes its sandboxes along.
+    let pid = agent.prepare(sandbox("left", 1)).await.unwrap().pid;
+    agent.signal(nix::sys::signal::Signal::SIGTERM);
+    assert!(agent.process.wait().unwrap().success());
+    assert!(!agent.cgroup.exists() && !exists(pid));
+}
