@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 /// How long a guest may take from the spawn of QEMU to its last word.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// A QEMU that runs; ended when dropped.
+/// A QEMU that runs; ended when dropped, with its console where a test failed.
 #[derive(Debug)]
 pub struct Machine {
     qemu: Child,
@@ -100,21 +100,21 @@ impl Machine {
     /// Reads the console until a line holds `marker`, and returns that line.
     ///
     /// # Panics
-    /// With the whole console, where the guest ends or takes too long.
+    /// Where the guest ends or takes too long.
     pub fn wait_for(&mut self, marker: &str) -> String {
         while let Some(line) = self.next_line() {
             if line.contains(marker) {
                 return line;
             }
         }
-        panic!("no `{marker}` on the console:\n{}", self.log.join("\n"));
+        panic!("no `{marker}` on the console");
     }
 
     /// Waits until the guest has ended; all that was on its console.
     pub fn wait_for_end(mut self) -> Vec<String> {
         while self.next_line().is_some() {}
         let status = self.qemu.wait().unwrap();
-        assert!(status.success(), "QEMU: {status}\n{}", self.log.join("\n"));
+        assert!(status.success(), "QEMU: {status}");
         std::mem::take(&mut self.log)
     }
 
@@ -126,9 +126,7 @@ impl Machine {
                 Some(line)
             }
             Err(RecvTimeoutError::Disconnected) => None,
-            Err(RecvTimeoutError::Timeout) => {
-                panic!("the guest takes too long:\n{}", self.log.join("\n"))
-            }
+            Err(RecvTimeoutError::Timeout) => panic!("the guest takes too long"),
         }
     }
 }
@@ -137,5 +135,9 @@ impl Drop for Machine {
     fn drop(&mut self) {
         let _ = self.qemu.kill();
         let _ = self.qemu.wait();
+        if std::thread::panicking() {
+            self.log.extend(self.console.iter());
+            eprintln!("the guest's console:\n{}", self.log.join("\n"));
+        }
     }
 }
