@@ -1,7 +1,10 @@
 //! A pod's streams, straight from its card.
 
+use longship_proto::card::v1::card_admin_client::CardAdminClient;
 use longship_proto::card::v1::pod_streams_client::PodStreamsClient;
-use longship_proto::card::v1::{ExecInput, ExecOutput, LogChunk, LogsRequest};
+use longship_proto::card::v1::{
+    ExecInput, ExecOutput, Held, ListHeldRequest, LogChunk, LogsRequest,
+};
 use tokio_stream::Stream;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
@@ -76,4 +79,16 @@ impl PodStreams {
             .insert("authorization", authorization);
         request
     }
+}
+
+/// What a card holds, from its operators' socket at `address`.
+///
+/// # Errors
+/// [`CliError::Unreachable`], or the card's refusal.
+pub(crate) async fn list_held(address: &str) -> Result<Vec<Held>, CliError> {
+    let channel = connect("the card", address, "").await?;
+    let answer = CardAdminClient::new(channel)
+        .list_held(ListHeldRequest {})
+        .await?;
+    Ok(answer.into_inner().held)
 }

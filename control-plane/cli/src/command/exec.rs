@@ -57,7 +57,10 @@ impl Exec {
             window: self.tty.then(window_size).flatten(),
         };
         send(&sender, Input::Start(start)).await;
-        let output = streams.exec(ReceiverStream::new(receiver)).await?;
+        let output = match streams.exec(ReceiverStream::new(receiver)).await {
+            Ok(output) => output,
+            Err(error) => return not_started(error),
+        };
         // From here on: raw, and restored whatever happens.
         let terminal = if self.tty && self.stdin {
             RawTerminal::enter()
@@ -73,7 +76,18 @@ impl Exec {
         }
         let result = print_output(output, &sender, terminal.is_some()).await;
         drop(terminal);
-        result
+        result.or_else(not_started)
+    }
+}
+
+/// What cannot be run gives 127, as in a shell.
+fn not_started(error: CliError) -> Result<u8, CliError> {
+    match error {
+        CliError::Failure(failure) if failure.field == "command" => {
+            eprintln!("error: {failure}");
+            Ok(127)
+        }
+        other => Err(other),
     }
 }
 

@@ -3,11 +3,12 @@
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
+use crate::card::list_held;
 use crate::error::CliError;
 use crate::server::{Server, ServerAddress};
 use crate::show::{self, Format, document, table, time};
 
-/// Show pods, hosts or flavors.
+/// Show pods, hosts, flavors, or what a card holds.
 #[derive(Debug, Args)]
 pub(crate) struct Get {
     /// What to show.
@@ -17,6 +18,13 @@ pub(crate) struct Get {
     /// Pods of all namespaces.
     #[arg(long, short = 'A')]
     all_namespaces: bool,
+    /// Operators' socket of the card, for `held`.
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        default_value = "unix:/run/longship/card.sock"
+    )]
+    card: String,
     /// Form of the output.
     #[arg(long, short = 'o')]
     output: Option<Format>,
@@ -30,6 +38,15 @@ enum Kind {
     Hosts,
     #[value(alias = "flavor")]
     Flavors,
+    /// What a card's journal holds for pods.
+    Held,
+}
+
+/// What was found: for scripts, for people, and what to say where there is nothing.
+struct Found {
+    documents: Vec<Value>,
+    text: String,
+    nothing: String,
 }
 
 impl Get {
@@ -38,41 +55,69 @@ impl Get {
         address: &ServerAddress,
         namespace: &str,
     ) -> Result<u8, CliError> {
-        let mut server = Server::connect(address).await?;
-        let wide = self.output == Some(Format::Wide);
-        let (documents, text): (Vec<Value>, String) = match self.kind {
-            Kind::Pods => {
-                let pods = match &self.name {
-                    Some(name) => vec![server.get(namespace, name).await?],
-                    None if self.all_namespaces => server.list("").await?,
-                    None => server.list(namespace).await?,
-                };
-                (
-                    pods.iter().map(document::pod).collect(),
-                    table::pods(&pods, wide, self.all_namespaces, time::now_us()),
-                )
-            }
-            Kind::Hosts => {
-                let hosts = self.only(server.hosts().await?, "host", |host| &host.name)?;
-                (
-                    hosts.iter().map(document::host).collect(),
-                    table::hosts(&hosts, wide),
-                )
-            }
-            Kind::Flavors => {
-                let flavors =
-                    self.only(server.flavors().await?, "flavor", |flavor| &flavor.name)?;
-                (
-                    flavors.iter().map(document::flavor).collect(),
-                    table::flavors(&flavors),
-                )
-            }
-        };
+        let found = self.find(address, namespace).await?;
         match self.output {
-            None | Some(Format::Wide) => show::print(&text)?,
-            Some(format) => show::print_document(&self.list_or_one(documents), format)?,
+            None | Some(Format::Wide) if found.documents.is_empty() => {
+                eprintln!("{}", found.nothing);
+            }
+            None | Some(Format::Wide) => show::print(&found.text)?,
+            Some(format) => show::print_document(&self.list_or_one(found.documents), format)?,
         }
         Ok(0)
+    }
+
+    async fn find(&self, address: &ServerAddress, namespace: &str) -> Result<Found, CliError> {
+        match self.kind {
+            Kind::Pods => self.pods(Server::connect(address).await?, namespace).await,
+            Kind::Hosts => self.hosts(Server::connect(address).await?).await,
+            Kind::Flavors => self.flavors(Server::connect(address).await?).await,
+            Kind::Held => self.held().await,
+        }
+    }
+
+    async fn pods(&self, mut server: Server, namespace: &str) -> Result<Found, CliError> {
+        let pods = match &self.name {
+            Some(name) => vec![server.get(namespace, name).await?],
+            None if self.all_namespaces => server.list("").await?,
+            None => server.list(namespace).await?,
+        };
+        let wide = self.output == Some(Format::Wide);
+        Ok(Found {
+            documents: pods.iter().map(document::pod).collect(),
+            text: table::pods(&pods, wide, self.all_namespaces, time::now_us()),
+            nothing: if self.all_namespaces {
+                "there are no pods".to_owned()
+            } else {
+                format!("there are no pods in namespace {namespace}")
+            },
+        })
+    }
+
+    async fn hosts(&self, mut server: Server) -> Result<Found, CliError> {
+        let hosts = self.only(server.hosts().await?, "host", |host| &host.name)?;
+        Ok(Found {
+            documents: hosts.iter().map(document::host).collect(),
+            text: table::hosts(&hosts, self.output == Some(Format::Wide)),
+            nothing: "there are no hosts".to_owned(),
+        })
+    }
+
+    async fn flavors(&self, mut server: Server) -> Result<Found, CliError> {
+        let flavors = self.only(server.flavors().await?, "flavor", |flavor| &flavor.name)?;
+        Ok(Found {
+            documents: flavors.iter().map(document::flavor).collect(),
+            text: table::flavors(&flavors),
+            nothing: "there are no flavors".to_owned(),
+        })
+    }
+
+    async fn held(&self) -> Result<Found, CliError> {
+        let held = list_held(&self.card).await?;
+        Ok(Found {
+            documents: held.iter().map(document::held).collect(),
+            text: table::held(&held),
+            nothing: "the card holds nothing".to_owned(),
+        })
     }
 
     fn only<T>(

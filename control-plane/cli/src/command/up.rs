@@ -23,14 +23,17 @@ const READY_PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Run control plane, card and agent on this machine until Ctrl-C or SIGTERM.
+///
+/// They run as child processes; what they log comes on standard error. Where one ends by
+/// itself, the others are ended too, and this command exits with 1.
 #[derive(Debug, Args)]
 pub(crate) struct Up {
-    /// Folder for what outlives a restart, and for the daemons' logs.
+    /// Folder for what outlives a restart.
     #[arg(long, default_value = "/var/lib/longship")]
     state: PathBuf,
     /// Folder for sockets.
     #[arg(long, default_value = "/run/longship")]
-    runtime: PathBuf,
+    runtime_dir: PathBuf,
     /// Where clients reach the control plane.
     #[arg(long, default_value = "127.0.0.1:7700")]
     listen: String,
@@ -46,6 +49,9 @@ pub(crate) struct Up {
     /// Registry that is reached without TLS; may be repeated.
     #[arg(long, value_name = "HOST:PORT")]
     insecure_registry: Vec<String>,
+    /// The largest image in bytes, flattened; where it is not given, the card's default.
+    #[arg(long, value_name = "BYTES")]
+    max_image_bytes: Option<u64>,
     /// Folder with the guest's vmlinux and initramfs.cpio; where it is not given, `guest`
     /// beside this program, above it, or /usr/lib/longship/guest.
     #[arg(long)]
@@ -110,23 +116,22 @@ impl Up {
         let server: ServerAddress = format!("http://{}", self.listen)
             .parse()
             .map_err(|error| CliError::Other(format!("--listen {}: {error}", self.listen)))?;
-        let agent_socket = self.runtime.join("agent.sock");
+        let agent_socket = self.runtime_dir.join("agent.sock");
         let agent_address = format!("unix:{}", agent_socket.display());
-        let logs = self.state.join("log");
-        for folder in [&self.state, &self.runtime, &logs] {
+        for folder in [&self.state, &self.runtime_dir] {
             std::fs::create_dir_all(folder).map_err(|error| CliError::File {
                 path: folder.clone(),
                 error,
             })?;
         }
 
-        let mut control = Daemon::new("longship-control", folder, &logs)?;
+        let mut control = Daemon::new("longship-control", folder)?;
         control.flag("--listen", &self.listen);
         control.flag("--state", self.state.join("control"));
 
-        let mut agent = Daemon::new("longship-agent", folder, &logs)?;
+        let mut agent = Daemon::new("longship-agent", folder)?;
         agent.flag("--listen", &agent_address);
-        agent.flag("--runtime-dir", self.runtime.join("agent"));
+        agent.flag("--runtime-dir", self.runtime_dir.join("agent"));
         agent.flag("--kernel", kernel);
         agent.flag("--initramfs", initramfs);
         agent.flag("--kvm", &self.kvm);
@@ -138,18 +143,21 @@ impl Up {
             agent.flag("--cpus", cpus.to_string());
         }
 
-        let mut card = Daemon::new("longship-card", folder, &logs)?;
+        let mut card = Daemon::new("longship-card", folder)?;
         card.flag("--control", format!("http://{}", self.listen));
         card.flag("--agent", &agent_address);
         card.flag("--listen", &self.card_listen);
-        let admin = self.runtime.join("card.sock");
+        let admin = self.runtime_dir.join("card.sock");
         card.flag("--admin", format!("unix:{}", admin.display()));
         card.flag("--state", self.state.join("card"));
-        card.flag("--runtime-dir", self.runtime.join("card"));
+        card.flag("--runtime-dir", self.runtime_dir.join("card"));
         card.flag("--host", &host);
         card.flag("--zone", &self.zone);
         for registry in &self.insecure_registry {
             card.flag("--insecure-registry", registry);
+        }
+        if let Some(bytes) = self.max_image_bytes {
+            card.flag("--max-image-bytes", bytes.to_string());
         }
         Ok(Plan {
             control,
@@ -214,14 +222,13 @@ impl Up {
             "control plane  http://{}\n\
              card           {}, operators: unix:{}\n\
              agent          unix:{}\n\
-             state, logs    {}, {}\n\
+             state          {}\n\
              host {} in zone {} is ready: {} CPU and {} MiB for pods\n",
             self.listen,
             host.card_endpoint,
-            self.runtime.join("card.sock").display(),
-            self.runtime.join("agent.sock").display(),
+            self.runtime_dir.join("card.sock").display(),
+            self.runtime_dir.join("agent.sock").display(),
             self.state.display(),
-            self.state.join("log").display(),
             host.name,
             host.zone,
             show_cpu(capacity.cpu_millis),

@@ -27,8 +27,8 @@ const SET_BY_SERVER: [&str; 5] = [
 
 pub(crate) fn parse(document: Value, namespace: &str) -> Result<Pod, Failure> {
     let mut root = Fields::of("", document)?;
-    expect(&mut root, "apiVersion", "v1")?;
     expect(&mut root, "kind", "Pod")?;
+    expect(&mut root, "apiVersion", "v1")?;
     root.take("status");
     let metadata = root
         .fields("metadata")?

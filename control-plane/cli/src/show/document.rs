@@ -1,6 +1,7 @@
 //! Pods, hosts and flavors as documents for scripts; pods in Kubernetes' own field
 //! names, so that what is shown can be created again.
 
+use longship_proto::card::v1::Held;
 use longship_proto::control::v1::{
     Container, ContainerStatus, Flavor, Host, HostCapacity, Pod, PodSpec, PodStatus, Stage,
 };
@@ -207,6 +208,11 @@ pub(crate) fn host(host: &Host) -> Value {
         "free": capacity(host.free),
         "cardEndpoint": host.card_endpoint,
     })
+}
+
+/// One thing that a card holds.
+pub(crate) fn held(held: &Held) -> Value {
+    json!({"podUid": held.pod_uid, "kind": held.kind, "name": held.name})
 }
 
 #[cfg(test)]

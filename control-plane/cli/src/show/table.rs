@@ -1,6 +1,7 @@
 //! Tables of pods, hosts and flavors.
 
 use comfy_table::{ContentArrangement, Table, presets};
+use longship_proto::card::v1::Held;
 use longship_proto::control::v1::{Flavor, Host, HostCapacity, Pod};
 
 use super::names;
@@ -128,6 +129,15 @@ pub(crate) fn flavors(flavors: &[Flavor]) -> String {
             show_memory(flavor.memory_bytes),
             flavor.vcpus.to_string(),
         ]);
+    }
+    text(&table)
+}
+
+/// One line a thing that a card holds.
+pub(crate) fn held(held: &[Held]) -> String {
+    let mut table = table(&["POD UID", "KIND", "NAME"]);
+    for one in held {
+        table.add_row([&one.pod_uid, &one.kind, &one.name]);
     }
     text(&table)
 }

@@ -1,23 +1,26 @@
 //! Daemons as child processes: started in order, ended in reverse, and missed at once
-//! when one ends by itself.
+//! when one ends by itself. What they log goes to standard error, a line each with the
+//! daemon's name.
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
 
 use crate::error::CliError;
 
 /// Between SIGTERM and SIGKILL. A daemon ends what it serves first.
 const END_PATIENCE: Duration = Duration::from_secs(30);
-/// How much of a log is searched for the reason of an end, bytes.
-const LOG_TAIL: u64 = 8 << 10;
+/// For the last lines of a daemon that has ended to arrive.
+const LOG_PATIENCE: Duration = Duration::from_millis(500);
 
 /// A daemon to start.
 #[derive(Debug)]
@@ -25,12 +28,14 @@ pub(crate) struct Daemon {
     name: &'static str,
     program: PathBuf,
     arguments: Vec<OsString>,
-    log: PathBuf,
 }
 
 impl Daemon {
-    /// The daemon `name`, found in `folder`, with its log in `logs`.
-    pub(crate) fn new(name: &'static str, folder: &Path, logs: &Path) -> Result<Self, CliError> {
+    /// The daemon `name`, found in `folder`.
+    ///
+    /// # Errors
+    /// That it is not there.
+    pub(crate) fn new(name: &'static str, folder: &Path) -> Result<Self, CliError> {
         let program = folder.join(name);
         if !program.is_file() {
             return Err(CliError::Other(format!(
@@ -42,7 +47,6 @@ impl Daemon {
             name,
             program,
             arguments: Vec::new(),
-            log: logs.join(format!("{name}.log")),
         })
     }
 
@@ -55,8 +59,55 @@ impl Daemon {
 #[derive(Debug)]
 struct Running {
     name: &'static str,
-    log: PathBuf,
     child: Child,
+    log: Log,
+}
+
+/// What a daemon says, passed on as it comes.
+#[derive(Debug)]
+struct Log {
+    /// The last `error: …`, without that word.
+    error: Arc<Mutex<Option<String>>>,
+    readers: JoinSet<()>,
+}
+
+impl Log {
+    fn of(child: &mut Child, name: &'static str) -> Self {
+        let mut log = Self {
+            error: Arc::default(),
+            readers: JoinSet::new(),
+        };
+        if let Some(stdout) = child.stdout.take() {
+            log.readers
+                .spawn(pass_on(stdout, name, Arc::clone(&log.error)));
+        }
+        if let Some(stderr) = child.stderr.take() {
+            log.readers
+                .spawn(pass_on(stderr, name, Arc::clone(&log.error)));
+        }
+        log
+    }
+
+    /// Waits a moment for what the daemon said last.
+    async fn finish(&mut self) {
+        let all = async { while self.readers.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(LOG_PATIENCE, all).await;
+    }
+}
+
+async fn pass_on(
+    output: impl AsyncRead + Unpin,
+    name: &'static str,
+    error: Arc<Mutex<Option<String>>>,
+) {
+    let short = name.strip_prefix("longship-").unwrap_or(name);
+    let mut lines = BufReader::new(output).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        if let Some(said) = line.strip_prefix("error: ") {
+            *error.lock().unwrap_or_else(PoisonError::into_inner) = Some(said.to_owned());
+        }
+        eprintln!("{short}: {line}");
+    }
 }
 
 /// The daemons that run, in order of their start.
@@ -69,20 +120,14 @@ impl Daemons {
     /// Starts one more.
     ///
     /// # Errors
-    /// [`CliError::File`] at its program or log.
+    /// [`CliError::File`] at its program.
     pub(crate) fn start(&mut self, daemon: Daemon) -> Result<(), CliError> {
-        let file_error = |path: &Path| {
-            let path = path.to_owned();
-            move |error| CliError::File { path, error }
-        };
-        let log = File::create(&daemon.log).map_err(file_error(&daemon.log))?;
-        let output = log.try_clone().map_err(file_error(&daemon.log))?;
         let mut command = std::process::Command::new(&daemon.program);
         command
             .args(&daemon.arguments)
             .stdin(Stdio::null())
-            .stdout(output)
-            .stderr(log)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             // A terminal's Ctrl-C is for this command, which ends them in order.
             .process_group(0);
         // SAFETY: prctl(2) is a plain system call, fine between fork and exec.
@@ -92,13 +137,16 @@ impl Daemons {
                 nix::sys::prctl::set_pdeathsig(Signal::SIGTERM).map_err(Into::into)
             });
         }
-        let child = Command::from(command)
+        let mut child = Command::from(command)
             .kill_on_drop(true)
             .spawn()
-            .map_err(file_error(&daemon.program))?;
+            .map_err(|error| CliError::File {
+                path: daemon.program,
+                error,
+            })?;
         self.running.push(Running {
             name: daemon.name,
-            log: daemon.log,
+            log: Log::of(&mut child, daemon.name),
             child,
         });
         Ok(())
@@ -124,7 +172,7 @@ impl Daemons {
         loop {
             for daemon in &mut self.running {
                 if let Ok(Some(status)) = daemon.child.try_wait() {
-                    return daemon.obituary(status);
+                    return daemon.obituary(status).await;
                 }
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -148,6 +196,7 @@ impl Daemons {
                 let _ = daemon.child.kill().await;
                 killed.push(daemon.name);
             }
+            daemon.log.finish().await;
         }
         if killed.is_empty() {
             Ok(())
@@ -163,30 +212,17 @@ impl Daemons {
 
 impl Running {
     /// How it ended, by its own last error where it said one.
-    fn obituary(&self, status: ExitStatus) -> CliError {
-        let said = last_error(&self.log).unwrap_or_else(|| status.to_string());
-        CliError::Other(format!(
-            "{} ended: {said} (log: {})",
-            self.name,
-            self.log.display()
-        ))
+    async fn obituary(&mut self, status: ExitStatus) -> CliError {
+        self.log.finish().await;
+        let said = self
+            .log
+            .error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let why = said.unwrap_or_else(|| status.to_string());
+        CliError::Other(format!("{} ended: {why}", self.name))
     }
-}
-
-/// The last `error: …` in a log, without that word.
-fn last_error(log: &Path) -> Option<String> {
-    use std::io::{Read, Seek, SeekFrom};
-    let mut file = File::open(log).ok()?;
-    let len = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(len.saturating_sub(LOG_TAIL)))
-        .ok()?;
-    let mut bytes = Vec::new();
-    file.take(LOG_TAIL).read_to_end(&mut bytes).ok()?;
-    String::from_utf8_lossy(&bytes)
-        .lines()
-        .rev()
-        .find_map(|line| line.strip_prefix("error: "))
-        .map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -199,7 +235,7 @@ mod tests {
         let path = folder.join(name);
         std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
-        Daemon::new(name, folder, folder).unwrap()
+        Daemon::new(name, folder).unwrap()
     }
 
     fn folder(name: &str) -> PathBuf {
@@ -221,11 +257,7 @@ mod tests {
             .or_died::<()>(std::future::pending())
             .await
             .unwrap_err();
-        let text = error.to_string();
-        assert!(
-            text.starts_with("broken ended: --listen 1: in use (log: "),
-            "{text}"
-        );
+        assert_eq!(error.to_string(), "broken ended: --listen 1: in use");
         daemons.stop().await.unwrap();
         std::fs::remove_dir_all(folder).unwrap();
     }
@@ -258,8 +290,7 @@ mod tests {
 
     #[test]
     fn a_daemon_that_is_not_there_is_named() {
-        let error =
-            Daemon::new("longship-none", Path::new("/nowhere"), Path::new("/")).unwrap_err();
+        let error = Daemon::new("longship-none", Path::new("/nowhere")).unwrap_err();
         assert!(
             error
                 .to_string()
