@@ -15,7 +15,7 @@ pub struct DigestError(String);
 impl Digest {
     /// The digest with these bytes.
     #[must_use]
-    pub fn new(bytes: [u8; 32]) -> Self {
+    pub const fn new(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 

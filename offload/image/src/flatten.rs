@@ -216,50 +216,59 @@ fn white_out(
         b"." | b".." => return Err(WalkError::Climbs.into()),
         _ => {}
     }
-    let Some(directory) = Walker::looking(tree).find_directory(parents)? else {
-        return Ok(());
+    let directory = match Walker::looking(tree).find_directory(parents) {
+        Ok(Some(directory)) => directory,
+        // Nothing is there that could be hidden.
+        Ok(None) | Err(WalkError::NotADirectory(_)) => return Ok(()),
+        Err(error) => return Err(error.into()),
     };
+    let found = tree
+        .names(directory)
+        .and_then(|names| names.get_key_value(hidden));
     if name == OPAQUE {
         clear_lower(tree, directory, layer);
-        return Ok(());
-    }
-    let Some(found) = tree
-        .names(directory)
-        .and_then(|names| names.get(hidden).copied())
-    else {
-        return Ok(());
-    };
-    if !keeps_anything(tree, found, layer)
-        && let Some(names) = tree.names_mut(directory)
-    {
-        names.remove(hidden);
+    } else if let Some((name, entry)) = found.map(|(name, entry)| (name.clone(), *entry)) {
+        hide_lower(tree, directory, name, entry, layer);
     }
     Ok(())
 }
 
 /// Removes from a directory what layers below `layer` put there.
 fn clear_lower(tree: &mut Tree, directory: NodeId, layer: usize) {
-    let names: Vec<(Box<[u8]>, Name)> = match tree.names_mut(directory) {
-        Some(names) => std::mem::take(names).into_iter().collect(),
-        None => return,
+    let Some(names) = tree.names(directory) else {
+        return;
     };
-    let kept: Vec<_> = names
-        .into_iter()
-        .filter(|(_, name)| keeps_anything(tree, *name, layer))
+    let all: Vec<(Box<[u8]>, Name)> = names
+        .iter()
+        .map(|(name, entry)| (name.clone(), *entry))
         .collect();
-    if let Some(names) = tree.names_mut(directory) {
-        names.extend(kept);
+    for (name, entry) in all {
+        hide_lower(tree, directory, name, entry, layer);
     }
 }
 
-/// Removes what lower layers have below `name`, and says whether this layer has
-/// anything there, so that the name must stay. No deeper than [`crate::walk`] goes.
-fn keeps_anything(tree: &mut Tree, name: Name, layer: usize) -> bool {
-    let is_directory = tree.names(name.node).is_some();
-    if is_directory {
-        clear_lower(tree, name.node, layer);
+/// Removes what layers below `layer` put at one name and under it. A whiteout says
+/// nothing of its own layer, whichever comes first. The recursion is no deeper than
+/// [`crate::walk`] lets a tree become.
+fn hide_lower(tree: &mut Tree, directory: NodeId, name: Box<[u8]>, entry: Name, layer: usize) {
+    clear_lower(tree, entry.node, layer);
+    if entry.layer == layer {
+        return;
     }
-    name.layer == layer || tree.names(name.node).is_some_and(|names| !names.is_empty())
+    let is_implied = tree
+        .names(entry.node)
+        .is_some_and(|names| !names.is_empty());
+    if is_implied {
+        // By what this layer has below it; the lower layers' directory is gone.
+        tree.node_mut(entry.node).metadata = Node::implied_directory().metadata;
+    }
+    if let Some(names) = tree.names_mut(directory) {
+        if is_implied {
+            names.insert(name, Name { layer, ..entry });
+        } else {
+            names.remove(&name);
+        }
+    }
 }
 
 fn lossy(name: &[u8]) -> String {

@@ -3,6 +3,10 @@
 mod digest;
 pub mod reference;
 
+// The tests' parts name this crate as everybody else does.
+#[cfg(test)]
+extern crate self as longship_image;
+
 #[cfg(feature = "store")]
 mod blob;
 #[cfg(feature = "store")]

@@ -1,6 +1,6 @@
 //! Paths of layer entries, resolved inside the image's own tree.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use crate::tree::{Kind, Name, Node, NodeId, Tree};
 
@@ -131,8 +131,8 @@ impl<'a> Walker<'a> {
             let Some(next) = self.child(at, &step.name) else {
                 return Ok(None);
             };
-            match &self.tree.node(next).kind {
-                Kind::Directory(_) => here.push(next),
+            match &self.tree.node(next.node).kind {
+                Kind::Directory(_) => here.push(next.node),
                 Kind::Symlink(target) => {
                     links += 1;
                     if links > MAX_LINKS {
@@ -143,6 +143,10 @@ impl<'a> Walker<'a> {
                     }
                     follow(target, &mut steps)?;
                 }
+                // What a layer has below a name hides what lower layers have there.
+                _ if self.create.is_some_and(|layer| layer != next.layer) => {
+                    here.extend(self.make(at, &step.name));
+                }
                 _ => return Err(WalkError::NotADirectory(lossy(&step.name))),
             }
         }
@@ -150,13 +154,21 @@ impl<'a> Walker<'a> {
     }
 
     /// What `name` is in `directory`, made where it is missing and wanted.
-    fn child(&mut self, directory: NodeId, name: &[u8]) -> Option<NodeId> {
+    fn child(&mut self, directory: NodeId, name: &[u8]) -> Option<Name> {
         if let Some(found) = self.tree.names(directory)?.get(name) {
-            return Some(found.node);
+            return Some(*found);
         }
+        let node = self.make(directory, name)?;
+        let layer = self.create?;
+        Some(Name { node, layer })
+    }
+
+    /// An implied directory in the place of whatever `name` was; none where this
+    /// walk only looks.
+    fn make(&mut self, directory: NodeId, name: &[u8]) -> Option<NodeId> {
         let layer = self.create?;
         let node = self.tree.add(Node::implied_directory());
-        let names: &mut BTreeMap<_, _> = self.tree.names_mut(directory)?;
+        let names = self.tree.names_mut(directory)?;
         names.insert(name.into(), Name { node, layer });
         Some(node)
     }

@@ -5,6 +5,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use serde_json::Value;
+use sha2::{Digest, Sha256};
 use tar::{EntryType, Header};
 
 use super::run;
@@ -150,6 +152,39 @@ impl Layout {
         layout
     }
 
+    /// One layer, `blob`, as it is: umoci reads archives while it adds them and
+    /// would not take a broken one. It unpacks to `archive`; `kind` is the end of
+    /// its media type.
+    pub fn raw(blob: &[u8], archive: &[u8], kind: &str) -> Self {
+        let layout = Self::new([Layer::new().file("x", b"x").finish()]);
+        let put = |bytes: &[u8]| {
+            let digest = digest_of(bytes);
+            std::fs::write(layout.blob(&digest), bytes).unwrap();
+            (digest, bytes.len())
+        };
+        let (_, mut manifest) = layout.manifest();
+        let config = manifest["config"]["digest"].as_str().unwrap();
+        let mut config: Value =
+            serde_json::from_slice(&std::fs::read(layout.blob(config)).unwrap()).unwrap();
+        let (layer, size) = put(blob);
+        config["rootfs"]["diff_ids"] = serde_json::json!([digest_of(archive)]);
+        manifest["layers"] = serde_json::json!([{
+            "mediaType": format!("application/vnd.oci.image.layer.v1.{kind}"),
+            "digest": layer,
+            "size": size,
+        }]);
+        let (digest, size) = put(&serde_json::to_vec(&config).unwrap());
+        manifest["config"]["digest"] = digest.into();
+        manifest["config"]["size"] = size.into();
+        let (digest, size) = put(&serde_json::to_vec(&manifest).unwrap());
+        let path = layout.path().join("index.json");
+        let mut index: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        index["manifests"][0]["digest"] = digest.into();
+        index["manifests"][0]["size"] = size.into();
+        std::fs::write(&path, serde_json::to_vec(&index).unwrap()).unwrap();
+        layout
+    }
+
     /// Where the layout is: not yet there when umoci makes it.
     pub fn path(&self) -> PathBuf {
         self.directory.path().join("layout")
@@ -189,8 +224,8 @@ impl Layout {
     }
 
     /// The manifest of `v1`, with its digest.
-    pub fn manifest(&self) -> (String, serde_json::Value) {
-        let index: serde_json::Value =
+    pub fn manifest(&self) -> (String, Value) {
+        let index: Value =
             serde_json::from_slice(&std::fs::read(self.path().join("index.json")).unwrap())
                 .unwrap();
         let digest = index["manifests"][0]["digest"].as_str().unwrap().to_owned();
@@ -211,4 +246,10 @@ impl Layout {
             .unwrap()
             .to_owned()
     }
+}
+
+fn digest_of(bytes: &[u8]) -> String {
+    let hash = Sha256::digest(bytes);
+    let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{hex}")
 }

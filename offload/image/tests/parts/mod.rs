@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, dead_code, missing_docs, unreachable_pub)]
 
 pub mod disk;
+pub mod fake;
 pub mod image;
 pub mod registry;
 
