@@ -8,6 +8,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use longship_vhost_user::driver::{
@@ -39,8 +40,7 @@ struct Served {
 impl Served {
     fn untouched(&self) -> bool {
         let content = std::fs::read(self.dir.path().join("disk")).unwrap();
-        let mut bytes = content.iter().enumerate();
-        bytes.all(|(i, b)| *b == byte_at(i as u64))
+        content == CONTENT[..content.len()]
     }
 }
 
@@ -48,12 +48,13 @@ fn serve(read_only: bool) -> Served {
     serve_bytes(SECTORS * 512, read_only)
 }
 
+static CONTENT: LazyLock<Vec<u8>> = LazyLock::new(|| (0..SECTORS * 512).map(byte_at).collect());
+
 /// A disk whose byte at `i` is a function of `i`.
 fn serve_bytes(bytes: u64, read_only: bool) -> Served {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk");
-    let content: Vec<u8> = (0..bytes).map(byte_at).collect();
-    std::fs::write(&path, content).unwrap();
+    std::fs::write(&path, &CONTENT[..bytes as usize]).unwrap();
     let open = || File::options().read(true).write(true).open(&path).unwrap();
     let disk = Disk {
         file: open(),

@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vhost::vhost_user::message::{
@@ -109,9 +110,29 @@ impl Driver {
 
     /// As [`Driver::connect`], without starting the rings.
     pub fn negotiate(socket: &Path, rings: usize, without: u64) -> Self {
-        let fd = memfd_create(c"guest", MFdFlags::MFD_CLOEXEC).unwrap();
-        let file = File::from(fd);
+        let file = Self::memory_file();
+        fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).unwrap();
+        Self::share(socket, rings, without, file).unwrap()
+    }
+
+    /// A file of [`MEMORY_SIZE`] for guest memory, not yet sealed.
+    pub fn memory_file() -> File {
+        let how = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let file = File::from(memfd_create(c"guest", how).unwrap());
         file.set_len(MEMORY_SIZE as u64).unwrap();
+        file
+    }
+
+    /// As [`Driver::negotiate`], with `file` as memory.
+    ///
+    /// # Errors
+    /// The backend's, where it refuses the memory.
+    pub fn share(
+        socket: &Path,
+        rings: usize,
+        without: u64,
+        file: File,
+    ) -> Result<Self, vhost::Error> {
         let memory = SharedMemory::from_ranges_with_files([(
             GuestAddress(MEMORY_START),
             MEMORY_SIZE,
@@ -129,15 +150,13 @@ impl Driver {
         frontend.set_features(features).unwrap();
         let region = memory.find_region(GuestAddress(MEMORY_START)).unwrap();
         let mapped = region.as_ptr() as u64;
-        frontend
-            .set_mem_table(&[VhostUserMemoryRegionInfo {
-                guest_phys_addr: MEMORY_START,
-                memory_size: region.len(),
-                userspace_addr: mapped,
-                mmap_offset: 0,
-                mmap_handle: region.file_offset().unwrap().file().as_raw_fd(),
-            }])
-            .unwrap();
+        frontend.set_mem_table(&[VhostUserMemoryRegionInfo {
+            guest_phys_addr: MEMORY_START,
+            memory_size: region.len(),
+            userspace_addr: mapped,
+            mmap_offset: 0,
+            mmap_handle: region.file_offset().unwrap().file().as_raw_fd(),
+        }])?;
         let rings = (0..rings)
             .map(|i| Ring {
                 base: MEMORY_START + RING_STRIDE * i as u64,
@@ -149,13 +168,13 @@ impl Driver {
                 error: EventFd::new(EFD_NONBLOCK).unwrap(),
             })
             .collect();
-        Self {
+        Ok(Self {
             memory,
             frontend,
             features,
             rings,
             next_buffer: BUFFERS,
-        }
+        })
     }
 
     /// The feature bits that both sides agreed on.

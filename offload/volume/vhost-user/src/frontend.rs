@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
@@ -94,6 +95,13 @@ impl<D: Device> FrontendState<D> {
     }
 }
 
+/// Whether nobody can cut the file short under our feet: touching what is then
+/// missing would end this process, and with it the disks of all other pods.
+fn keeps_its_size(file: &File) -> bool {
+    let seals = fcntl(file, FcntlArg::F_GET_SEALS).map(SealFlag::from_bits_retain);
+    seals.is_ok_and(|seals| seals.contains(SealFlag::F_SEAL_SHRINK))
+}
+
 fn unsupported<T>(what: &'static str) -> Result<T> {
     Err(VhostUserError::InvalidOperation(what))
 }
@@ -152,6 +160,9 @@ impl<D: Device> VhostUserBackendReqHandlerMut for FrontendState<D> {
         let mut mapped = Vec::with_capacity(table.len());
         let mut regions = Vec::with_capacity(table.len());
         for (region, file) in table.iter().zip(files) {
+            if !keeps_its_size(&file) {
+                return unsupported("guest memory that could shrink: it must be a sealed memfd");
+            }
             mapped.push(
                 GuestRegionMmap::new(
                     region.mmap_region(file)?,

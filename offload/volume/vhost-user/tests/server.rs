@@ -228,6 +228,21 @@ fn a_head_outside_the_table_stops_that_ring_alone() {
 }
 
 #[test]
+fn memory_that_its_owner_could_cut_short_is_refused() {
+    let (_dir, server) = served();
+    let refused = Driver::share(server.socket(), 2, 0, Driver::memory_file());
+    assert!(refused.is_err());
+    let refused = Driver::share(server.socket(), 2, 0, {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(MEMORY_SIZE as u64).unwrap();
+        file
+    });
+    assert!(refused.is_err());
+    let mut driver = Driver::connect(server.socket(), 2, 0);
+    mirrored(&mut driver, 0, b"sealed", false);
+}
+
+#[test]
 fn a_ring_outside_memory_is_refused() {
     let (_dir, server) = served();
     let driver = Driver::negotiate(server.socket(), 2, 0);
