@@ -1,1 +1,22 @@
-//! The control plane: API, scheduling, inventory.
+//! The control plane: it decides and remembers, and never touches a pod's bytes.
+//!
+//! A request is checked completely (`validate`), handed to the one task that changes
+//! anything (`reconcile`), decided in memory with the scheduler and the addresses
+//! (`ipam`), written to the store, and only then answered and told to the cards.
+//! What clients read (get, list, watch) comes straight from the store.
+
+mod api;
+mod clock;
+mod inventory;
+mod ipam;
+mod lease;
+mod phase;
+mod pods;
+mod reconcile;
+mod records;
+mod serve;
+mod validate;
+mod watch;
+
+pub use records::RecordError;
+pub use serve::{Config, RunError, Server, StartError};

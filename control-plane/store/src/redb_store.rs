@@ -14,7 +14,7 @@ use crate::object::{Listing, Object, Transaction};
 use crate::watch::{Committed, Watch};
 use crate::writer::{self, FORMAT, Job, META, OBJECTS, meta};
 
-/// Transactions that a watcher may lag behind before it has to read the log.
+/// Transactions that a watcher may lag behind, at most, before it has to read the log.
 const LIVE: usize = 256;
 /// Jobs that may wait for the writer before callers have to.
 const QUEUE: usize = 1024;
@@ -62,7 +62,9 @@ impl RedbStore {
             .map_err(|error| opening(path, error))?;
         check_format(path, &db)?;
         let db = Arc::new(db);
-        let (live, _) = broadcast::channel(LIVE);
+        // No more than the log holds: a watch is not to live on what others forgot.
+        let lag = usize::try_from(options.log_transactions).unwrap_or(LIVE);
+        let (live, _) = broadcast::channel(lag.clamp(1, LIVE));
         let (queue, jobs) = mpsc::channel(QUEUE);
         let thread = {
             let (db, live) = (Arc::clone(&db), live.clone());

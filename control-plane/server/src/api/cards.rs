@@ -1,0 +1,123 @@
+//! The cards' streams.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use longship_proto::control::v1::cards_server::Cards;
+use longship_proto::control::v1::{FromCard, ToCard, from_card};
+use longship_proto::{Failure, FailureExt};
+use tokio::sync::{mpsc, oneshot};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::Control;
+use super::stream::Ending;
+use crate::inventory::Session;
+use crate::reconcile::{CardNews, Command};
+use crate::validate;
+
+/// Messages that may wait for one card.
+const QUEUE: usize = 1024;
+/// How long a card may take to register.
+const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[tonic::async_trait]
+impl Cards for Control {
+    type AttachStream = Ending<ToCard>;
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<FromCard>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        let mut incoming = request.into_inner();
+        let first = tokio::time::timeout(REGISTER_TIMEOUT, incoming.message()).await;
+        let first = first.map_err(|_| {
+            let late = format!("no registration within {REGISTER_TIMEOUT:?}");
+            Failure::unavailable(late).into_status()
+        })??;
+        let Some(from_card::Message::Register(register)) = first.and_then(|first| first.message)
+        else {
+            let expected = "the first message must be `register`";
+            return Err(Failure::invalid("message", expected).into_status());
+        };
+        let register = validate::register(register).map_err(Failure::into_status)?;
+        let host = register.spec.name.clone();
+
+        let id = self.sessions.fetch_add(1, Ordering::Relaxed);
+        let (to_card, queue) = mpsc::channel(QUEUE);
+        let (end, ended) = oneshot::channel();
+        let open = to_card.clone();
+        let session = Session { id, to_card, end };
+        let register = Box::new(register);
+        // Should the client break off just now, the lease takes the stream off again.
+        let listener = Listener {
+            control: self.clone(),
+            host,
+            session: id,
+        };
+        let answered = self.ask(|answer| Command::Attach {
+            register,
+            session,
+            answer,
+        });
+        let first = match answered.await {
+            Ok(first) => first,
+            Err(status) => {
+                listener.pass_on(CardNews::Gone).await;
+                return Err(status);
+            }
+        };
+        tokio::spawn(listener.listen(incoming, open));
+        Ok(Response::new(Ending::new(first, queue, ended)))
+    }
+}
+
+/// Hears one card's stream.
+struct Listener {
+    control: Control,
+    host: String,
+    session: u64,
+}
+
+impl Listener {
+    /// Until the card is silent for good, or nobody listens to the answers any more
+    /// (`open` is closed then).
+    async fn listen(self, mut incoming: Streaming<FromCard>, open: mpsc::Sender<ToCard>) {
+        let mut stopping = self.control.stopping.clone();
+        loop {
+            let message = tokio::select! {
+                message = incoming.message() => message,
+                () = open.closed() => break,
+                _ = stopping.wait_for(|stopping| *stopping) => break,
+            };
+            let message = match message {
+                Ok(Some(message)) => message.message,
+                Ok(None) => break,
+                Err(status) => {
+                    tracing::debug!(host = self.host, %status, "a card's stream broke");
+                    break;
+                }
+            };
+            let news = match message {
+                Some(from_card::Message::Heartbeat(_)) => CardNews::Heartbeat,
+                Some(from_card::Message::Report(report)) => CardNews::Report(report),
+                Some(from_card::Message::Register(_)) | None => {
+                    tracing::warn!(host = self.host, "a message that has no place here");
+                    continue;
+                }
+            };
+            if !self.pass_on(news).await {
+                break;
+            }
+        }
+        self.pass_on(CardNews::Gone).await;
+    }
+
+    async fn pass_on(&self, news: CardNews) -> bool {
+        let command = Command::FromCard {
+            host: self.host.clone(),
+            session: self.session,
+            news,
+        };
+        self.control.commands.send(command).await.is_ok()
+    }
+}

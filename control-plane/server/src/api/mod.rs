@@ -1,0 +1,50 @@
+//! The gRPC services: each checks what came, hands it on, and answers.
+
+mod cards;
+mod inventory;
+mod pods;
+mod stream;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use longship_proto::{Failure, FailureExt};
+use longship_store::Store;
+use tokio::sync::{mpsc, oneshot, watch};
+use tonic::Status;
+
+pub(crate) use pods::{bad_record, store_failed};
+pub(crate) use stream::Ending;
+
+use crate::reconcile::Command;
+
+/// What all services share.
+#[derive(Clone)]
+pub(crate) struct Control {
+    pub(crate) commands: mpsc::Sender<Command>,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) token_key: Arc<[u8]>,
+    pub(crate) sessions: Arc<AtomicU64>,
+    /// True once the server stops: streams end then.
+    pub(crate) stopping: watch::Receiver<bool>,
+    /// How long a watcher may leave an event unread.
+    pub(crate) watcher_patience: Duration,
+}
+
+impl Control {
+    /// Has a command done.
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, Failure>>) -> Command,
+    ) -> Result<T, Status> {
+        let (answer, answered) = oneshot::channel();
+        let stopping = || Failure::unavailable("the control plane is stopping").into_status();
+        let sent = self.commands.send(command(answer)).await;
+        sent.map_err(|_| stopping())?;
+        match answered.await {
+            Ok(answer) => answer.map_err(Failure::into_status),
+            Err(_) => Err(stopping()),
+        }
+    }
+}

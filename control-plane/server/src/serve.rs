@@ -1,0 +1,264 @@
+//! Starting and stopping the server.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use longship_proto::FILE_DESCRIPTOR_SET;
+use longship_proto::control::v1::cards_server::CardsServer;
+use longship_proto::control::v1::inventory_server::InventoryServer;
+use longship_proto::control::v1::pods_server::PodsServer;
+use longship_scheduler::Policy;
+use longship_store::{Expect, RedbOptions, RedbStore, Store, StoreError, Transaction};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tonic::transport::server::TcpIncoming;
+
+use crate::api::Control;
+use crate::lease::Leases;
+use crate::reconcile::{self, State};
+use crate::records::{self, RecordError};
+
+/// The largest message that the server takes, in bytes.
+const MAX_MESSAGE: usize = 4 << 20;
+/// The largest message that a card gets, in bytes: all pods of a host at once.
+const MAX_ASSIGNMENTS: usize = 64 << 20;
+/// How long calls may take to end when the server stops.
+const STOP_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often a silent connection is asked whether it is still there.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// Length of the token key in bytes: that of the hash (RFC 2104, section 3).
+const TOKEN_KEY_BYTES: usize = 32;
+
+/// How a server runs.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Where its state lies; created where it does not exist.
+    pub state_dir: PathBuf,
+    /// How long a card may be silent before its host counts as unreachable.
+    pub lease: Duration,
+    /// Which host a pod gets.
+    pub policy: Policy,
+    /// How much history is kept for watchers.
+    pub history: RedbOptions,
+    /// How long a watcher may leave an event unread before its watch ends.
+    pub watcher_patience: Duration,
+}
+
+impl Config {
+    /// The usual settings.
+    #[must_use]
+    pub fn new(listen: SocketAddr, state_dir: PathBuf) -> Self {
+        Self {
+            listen,
+            state_dir,
+            lease: Duration::from_secs(10),
+            policy: Policy::default(),
+            history: RedbOptions::default(),
+            watcher_patience: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Why a server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The address cannot be had.
+    #[error("--listen {address}: {}", reason(error))]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// The state's directory cannot be used.
+    #[error("--state {}: {}", path.display(), reason(error))]
+    StateDir {
+        /// The directory.
+        path: PathBuf,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// The store cannot be used.
+    #[error("--state: {0}")]
+    Store(#[from] StoreError),
+    /// What lies in the store cannot be used.
+    #[error("--state: {0}")]
+    Record(#[from] RecordError),
+}
+
+/// The system's reason without its number.
+fn reason(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "address in use".into(),
+        io::ErrorKind::AddrNotAvailable => "this machine has no such address".into(),
+        io::ErrorKind::PermissionDenied => "permission denied".into(),
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => "not a directory".into(),
+        _ => error.to_string(),
+    }
+}
+
+/// Why a server ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A write failed; what is in memory is not what is on disk.
+    #[error("the store failed: {0}")]
+    Store(#[from] StoreError),
+    /// The listener failed.
+    #[error("serving: {0}")]
+    Transport(#[from] tonic::transport::Error),
+    /// The reflection service does not take our own descriptors.
+    #[error("reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// A fault of the server itself.
+    #[error("the reconciler ended without a reason")]
+    Reconciler,
+}
+
+/// A server that listens already, and has read its state.
+pub struct Server {
+    listener: TcpListener,
+    store: Arc<dyn Store>,
+    state: State,
+    token_key: Vec<u8>,
+    watcher_patience: Duration,
+}
+
+impl Server {
+    /// Takes the address, opens the store and reads everything back.
+    ///
+    /// # Errors
+    /// Any [`StartError`].
+    pub async fn start(config: &Config) -> Result<Self, StartError> {
+        let address = config.listen;
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.map_err(|error| StartError::Listen { address, error })?;
+        create_private(&config.state_dir).map_err(|error| StartError::StateDir {
+            path: config.state_dir.clone(),
+            error,
+        })?;
+        let path = config.state_dir.join("control.redb");
+        let store = RedbStore::open(&path, config.history)?;
+        let store: Arc<dyn Store> = Arc::new(store);
+        let token_key = token_key(&*store).await?;
+        let leases = Leases::new(config.lease);
+        let state = State::load(&*store, config.policy, leases, token_key.clone()).await?;
+        Ok(Self {
+            listener,
+            store,
+            state,
+            token_key,
+            watcher_patience: config.watcher_patience,
+        })
+    }
+
+    /// The address that it really has.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `stop` completes, then ends all streams and closes the store.
+    ///
+    /// # Errors
+    /// Any [`RunError`], where it ends by itself.
+    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), RunError> {
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()?;
+        let (commands, queue) = mpsc::channel(reconcile::QUEUE);
+        let (stopping, stopped) = watch::channel(false);
+        let control = Control {
+            commands,
+            store: Arc::clone(&self.store),
+            token_key: self.token_key.into(),
+            sessions: Arc::new(AtomicU64::new(1)),
+            stopping: stopped.clone(),
+            watcher_patience: self.watcher_patience,
+        };
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_serving::<PodsServer<Control>>().await;
+        health.set_serving::<InventoryServer<Control>>().await;
+        health.set_serving::<CardsServer<Control>>().await;
+        let pods = PodsServer::new(control.clone()).max_decoding_message_size(MAX_MESSAGE);
+        let inventory =
+            InventoryServer::new(control.clone()).max_decoding_message_size(MAX_MESSAGE);
+        let cards = CardsServer::new(control)
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_ASSIGNMENTS);
+        let mut until = stopped.clone();
+        let serving = tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE))
+            .add_service(health_service)
+            .add_service(reflection)
+            .add_service(pods)
+            .add_service(inventory)
+            .add_service(cards)
+            .serve_with_incoming_shutdown(
+                TcpIncoming::from(self.listener).with_nodelay(Some(true)),
+                async move {
+                    let _ = until.wait_for(|stopping| *stopping).await;
+                },
+            );
+        tokio::pin!(serving);
+        let mut reconciler = tokio::spawn(reconcile::run(self.state, self.store, queue));
+
+        let ended = tokio::select! {
+            () = stop => Ok(()),
+            served = &mut serving => return Ok(served?),
+            ended = &mut reconciler => match ended {
+                Ok(Err(error)) => Err(RunError::Store(error)),
+                Ok(Ok(())) | Err(_) => Err(RunError::Reconciler),
+            },
+        };
+        stopping.send_replace(true);
+        if tokio::time::timeout(STOP_TIMEOUT, serving).await.is_err() {
+            tracing::warn!("some calls did not end in time");
+        }
+        if ended.is_ok() {
+            // It ends with the last service; the store closes with it.
+            let _ = tokio::time::timeout(STOP_TIMEOUT, reconciler).await;
+        }
+        ended
+    }
+}
+
+/// Creates a directory that only its owner may look into.
+fn create_private(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+}
+
+/// The key for access tokens: made once, the same through restarts.
+async fn token_key(store: &dyn Store) -> Result<Vec<u8>, StartError> {
+    if let Some(object) = store.get(records::SECRET, records::TOKEN_KEY).await? {
+        if object.value.len() < TOKEN_KEY_BYTES {
+            return Err(RecordError::new(&object, "the key is too short").into());
+        }
+        return Ok(object.value);
+    }
+    let key = rand::random::<[u8; TOKEN_KEY_BYTES]>().to_vec();
+    let transaction = Transaction::new();
+    let transaction = transaction.put(
+        records::SECRET,
+        records::TOKEN_KEY,
+        key.clone(),
+        Expect::Absent,
+    );
+    store.commit(transaction).await?;
+    Ok(key)
+}

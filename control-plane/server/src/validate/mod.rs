@@ -1,0 +1,13 @@
+//! Everything that comes from outside is checked here, completely, before anything
+//! is reserved or written. A refusal names the field by its path in the message.
+
+mod container;
+mod image;
+mod metadata;
+mod names;
+mod pod;
+mod register;
+
+pub(crate) use names::{dns_label, namespace_or_default};
+pub(crate) use pod::{NewPod, grace_limit, pod};
+pub(crate) use register::{ValidRegister, register};

@@ -1,0 +1,207 @@
+//! A pod that somebody wants created.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use longship_proto::Failure;
+use longship_proto::control::v1::{ObjectMeta, Pod, PodSpec, RestartPolicy};
+use longship_scheduler::{Request, bytes_text, cpus_text};
+use prost::Message;
+
+use super::container::container;
+use super::metadata;
+use super::names::{dns_label, namespace_or_default, shown};
+
+/// The least memory that a pod may ask for, in bytes, all containers together.
+pub(crate) const MIN_MEMORY_BYTES: u64 = 64 << 20;
+/// Grace of a pod that names none, in seconds.
+pub(crate) const DEFAULT_GRACE_SECONDS: u32 = 30;
+/// The longest grace, in seconds.
+pub(crate) const MAX_GRACE_SECONDS: u32 = 3600;
+
+const MAX_POD_BYTES: usize = 256 << 10;
+const MAX_CONTAINERS: usize = 16;
+/// More is a mistake in the unit, whatever the flavors are.
+const MAX_CPU_MILLIS: u32 = 1_000_000;
+const MAX_MEMORY_BYTES: u64 = 16 << 40;
+/// resolv.conf(5): more are ignored.
+const MAX_NAMESERVERS: usize = 3;
+
+/// A pod whose every field has been checked, with the defaults filled in. Only zone
+/// and flavor remain to be compared with those that exist.
+#[derive(Debug, Clone)]
+pub(crate) struct NewPod {
+    /// Name, namespace, labels, annotations; nothing that the server sets.
+    pub(crate) metadata: ObjectMeta,
+    /// Complete.
+    pub(crate) spec: PodSpec,
+    /// What it asks of the scheduler.
+    pub(crate) request: Request,
+}
+
+/// Checks a pod and fills in the defaults. What only the server sets is left out.
+///
+/// # Errors
+/// `INVALID`, at the first field that is wrong.
+pub(crate) fn pod(pod: Pod) -> Result<NewPod, Failure> {
+    let bytes = pod.encoded_len();
+    if bytes > MAX_POD_BYTES {
+        return Err(Failure::invalid(
+            "",
+            format!("the pod has {bytes} bytes; at most {MAX_POD_BYTES}"),
+        ));
+    }
+    let given = pod.metadata.unwrap_or_default();
+    dns_label("metadata.name", &given.name)?;
+    let namespace = namespace_or_default("metadata.namespace", given.namespace)?;
+    metadata::labels(&given.labels)?;
+    metadata::annotations(&given.annotations)?;
+
+    let spec = pod
+        .spec
+        .ok_or_else(|| Failure::invalid("spec", "must be given"))?;
+    let spec = complete(spec, &given.name)?;
+    let request = request(&spec)?;
+    let metadata = ObjectMeta {
+        name: given.name,
+        namespace,
+        labels: given.labels,
+        annotations: given.annotations,
+        ..ObjectMeta::default()
+    };
+    Ok(NewPod {
+        metadata,
+        spec,
+        request,
+    })
+}
+
+fn complete(mut spec: PodSpec, name: &str) -> Result<PodSpec, Failure> {
+    let count = spec.containers.len();
+    if count == 0 || count > MAX_CONTAINERS {
+        return Err(Failure::invalid(
+            "spec.containers",
+            format!("has {count} containers; at least 1, at most {MAX_CONTAINERS}"),
+        ));
+    }
+    let mut names = BTreeSet::new();
+    for (at, one) in spec.containers.iter().enumerate() {
+        let field = format!("spec.containers[{at}]");
+        container(&field, one)?;
+        if !names.insert(&one.name) {
+            return Err(Failure::invalid(
+                format!("{field}.name"),
+                format!("another container is already named `{}`", one.name),
+            ));
+        }
+    }
+    match RestartPolicy::try_from(spec.restart_policy) {
+        Ok(RestartPolicy::Unspecified) => spec.set_restart_policy(RestartPolicy::Always),
+        Ok(_) => {}
+        Err(_) => {
+            return Err(Failure::invalid(
+                "spec.restart_policy",
+                format!("{} is no restart policy", spec.restart_policy),
+            ));
+        }
+    }
+    if !spec.zone.is_empty() {
+        dns_label("spec.zone", &spec.zone)?;
+    }
+    if spec.vpc.is_empty() {
+        spec.vpc = "default".into();
+    }
+    dns_label("spec.vpc", &spec.vpc)?;
+    if spec.hostname.is_empty() {
+        spec.hostname = name.to_owned();
+    }
+    dns_label("spec.hostname", &spec.hostname)?;
+    nameservers(&spec.nameservers)?;
+    let grace = spec
+        .termination_grace_seconds
+        .get_or_insert(DEFAULT_GRACE_SECONDS);
+    grace_limit("spec.termination_grace_seconds", *grace)?;
+    Ok(spec)
+}
+
+/// Checks a grace.
+pub(crate) fn grace_limit(field: &str, seconds: u32) -> Result<(), Failure> {
+    if seconds > MAX_GRACE_SECONDS {
+        return Err(Failure::invalid(
+            field,
+            format!("is {seconds} seconds; at most {MAX_GRACE_SECONDS}"),
+        ));
+    }
+    Ok(())
+}
+
+fn nameservers(servers: &[String]) -> Result<(), Failure> {
+    if servers.len() > MAX_NAMESERVERS {
+        return Err(Failure::invalid(
+            "spec.nameservers",
+            format!("has {} servers; at most {MAX_NAMESERVERS}", servers.len()),
+        ));
+    }
+    for (at, server) in servers.iter().enumerate() {
+        if server.parse::<IpAddr>().is_err() {
+            return Err(Failure::invalid(
+                format!("spec.nameservers[{at}]"),
+                format!("`{}` is no IP address", shown(server)),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What all containers together ask for.
+fn request(spec: &PodSpec) -> Result<Request, Failure> {
+    let (mut cpu_millis, mut memory_bytes) = (0_u32, 0_u64);
+    for (at, one) in spec.containers.iter().enumerate() {
+        let resources = one.resources.unwrap_or_default();
+        let field = |name: &str| format!("spec.containers[{at}].resources.{name}");
+        cpu_millis = cpu_millis.saturating_add(resources.cpu_millis);
+        if cpu_millis > MAX_CPU_MILLIS {
+            return Err(Failure::invalid(
+                field("cpu_millis"),
+                format!(
+                    "the pod asks for {}; at most {}",
+                    cpus_text(cpu_millis),
+                    cpus_text(MAX_CPU_MILLIS)
+                ),
+            ));
+        }
+        memory_bytes = memory_bytes.saturating_add(resources.memory_bytes);
+        if memory_bytes > MAX_MEMORY_BYTES {
+            return Err(Failure::invalid(
+                field("memory_bytes"),
+                format!(
+                    "the pod asks for {}; at most {}",
+                    bytes_text(memory_bytes),
+                    bytes_text(MAX_MEMORY_BYTES)
+                ),
+            ));
+        }
+    }
+    if memory_bytes > 0 && memory_bytes < MIN_MEMORY_BYTES {
+        let gives = |at: &usize| {
+            let one = spec.containers.get(*at).and_then(|one| one.resources);
+            one.is_some_and(|resources| resources.memory_bytes > 0)
+        };
+        let at = (0..spec.containers.len()).find(gives).unwrap_or_default();
+        return Err(Failure::invalid(
+            format!("spec.containers[{at}].resources.memory_bytes"),
+            format!(
+                "the pod asks for {} of memory; at least {}",
+                bytes_text(memory_bytes),
+                bytes_text(MIN_MEMORY_BYTES)
+            ),
+        ));
+    }
+    let some = |text: &String| (!text.is_empty()).then(|| text.clone());
+    Ok(Request {
+        cpu_millis,
+        memory_bytes,
+        zone: some(&spec.zone),
+        flavor: some(&spec.flavor),
+    })
+}

@@ -1,0 +1,142 @@
+//! A card that speaks the real protocol, and does what the test says.
+
+use longship_proto::control::v1::cards_client::CardsClient;
+use longship_proto::control::v1::{
+    FromCard, Heartbeat, HeldPod, HostCapacity, Phase, Pod, PodReport, PodStatus, Register, Stage,
+    ToCard, from_card, to_card,
+};
+use longship_proto::{Failure, failure_of};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+use crate::setup::{Control, PATIENCE, meta, status};
+
+pub(crate) struct Card {
+    to_control: mpsc::Sender<FromCard>,
+    from_control: Streaming<ToCard>,
+    pub(crate) lease_ms: u32,
+    pub(crate) token_key: Vec<u8>,
+    /// As they were sent when the card attached.
+    pub(crate) assignments: Vec<Pod>,
+}
+
+/// A registration of a host with 4 CPUs and 8 GiB.
+pub(crate) fn register(host: &str, zone: &str) -> Register {
+    Register {
+        host: host.into(),
+        zone: zone.into(),
+        capacity: Some(HostCapacity {
+            cpu_millis: 4000,
+            memory_bytes: 8 << 30,
+            pods: 100,
+        }),
+        endpoint: format!("http://{host}.cards:7702"),
+        held: Vec::new(),
+    }
+}
+
+impl Card {
+    pub(crate) async fn attach(control: &Control, host: &str, zone: &str) -> Self {
+        Self::attach_as(control, register(host, zone))
+            .await
+            .unwrap()
+    }
+
+    pub(crate) async fn attach_as(control: &Control, register: Register) -> Result<Self, Failure> {
+        let (to_control, outgoing) = mpsc::channel(64);
+        send(&to_control, from_card::Message::Register(register)).await;
+        let mut client = CardsClient::new(control.channel().await);
+        let stream = client.attach(ReceiverStream::new(outgoing)).await;
+        let mut from_control = stream.map_err(|s| failure_of(&s))?.into_inner();
+        let mut next = async || {
+            let message = from_control.message().await.map_err(|s| failure_of(&s))?;
+            Ok::<_, Failure>(message.and_then(|message| message.message))
+        };
+        let Some(to_card::Message::Registered(registered)) = next().await? else {
+            panic!("not registered");
+        };
+        let Some(to_card::Message::Assignments(assignments)) = next().await? else {
+            panic!("no assignments");
+        };
+        Ok(Self {
+            to_control,
+            from_control,
+            lease_ms: registered.lease_ms,
+            token_key: registered.token_key,
+            assignments: assignments.pods,
+        })
+    }
+
+    /// The next message, or how the stream ended.
+    pub(crate) async fn next(&mut self) -> Result<Option<to_card::Message>, Failure> {
+        let message = tokio::time::timeout(PATIENCE, self.from_control.message());
+        let message = message.await.expect("a message in time");
+        let message = message.map_err(|status| failure_of(&status))?;
+        Ok(message.and_then(|message| message.message))
+    }
+
+    pub(crate) async fn next_assigned(&mut self) -> Pod {
+        match self.next().await.unwrap() {
+            Some(to_card::Message::Assign(pod)) => *pod,
+            other => panic!("no assignment but {other:?}"),
+        }
+    }
+
+    pub(crate) async fn next_release(&mut self) -> String {
+        match self.next().await.unwrap() {
+            Some(to_card::Message::ReleaseUid(uid)) => uid,
+            other => panic!("no release but {other:?}"),
+        }
+    }
+
+    pub(crate) async fn heartbeat(&self) {
+        send(
+            &self.to_control,
+            from_card::Message::Heartbeat(Heartbeat {}),
+        )
+        .await;
+    }
+
+    /// Reports that the pod is in that phase, as a card does: with all it knows.
+    pub(crate) async fn report(&self, pod: &Pod, phase: Phase) {
+        let mut reported = status(pod).clone();
+        reported.set_phase(phase);
+        reported.timeline.push(Stage {
+            name: "image".into(),
+            component: "card".into(),
+            start_us: meta(pod).created_us + 1,
+            end_us: meta(pod).created_us + 2,
+        });
+        self.report_as(&meta(pod).uid, meta(pod).generation, reported)
+            .await;
+    }
+
+    pub(crate) async fn report_as(&self, uid: &str, generation: u64, status: PodStatus) {
+        let report = PodReport {
+            uid: uid.into(),
+            generation,
+            status: Some(status),
+        };
+        send(
+            &self.to_control,
+            from_card::Message::Report(Box::new(report)),
+        )
+        .await;
+    }
+}
+
+async fn send(to_control: &mpsc::Sender<FromCard>, message: from_card::Message) {
+    let message = FromCard {
+        message: Some(message),
+    };
+    // A stream that the server has ended takes nothing any more.
+    let _ = to_control.send(message).await;
+}
+
+pub(crate) fn held(uid: &str) -> HeldPod {
+    HeldPod {
+        uid: uid.into(),
+        generation: 1,
+    }
+}

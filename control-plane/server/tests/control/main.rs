@@ -1,0 +1,12 @@
+//! The control plane over real gRPC on the loopback address, with cards that speak
+//! the real protocol.
+#![allow(clippy::unwrap_used)] // the helpers are tests too
+
+mod access;
+mod bad_specs;
+mod card;
+mod hosts;
+mod life;
+mod process;
+mod setup;
+mod watches;
