@@ -19,7 +19,8 @@ static FORKED: AtomicBool = AtomicBool::new(false);
 pub(crate) enum Level {
     Error = 3,
     Warning = 4,
-    Info = 6,
+    /// Above the kernel's own chatter.
+    Notice = 5,
 }
 
 /// Opens the kernel's log; until then lines go nowhere.
@@ -66,9 +67,9 @@ macro_rules! warning {
         $crate::console::log($crate::console::Level::Warning, format_args!($($text)*))
     };
 }
-macro_rules! info {
+macro_rules! notice {
     ($($text:tt)*) => {
-        $crate::console::log($crate::console::Level::Info, format_args!($($text)*))
+        $crate::console::log($crate::console::Level::Notice, format_args!($($text)*))
     };
 }
-pub(crate) use {error, info, warning};
+pub(crate) use {error, notice, warning};

@@ -310,7 +310,7 @@ impl Relay {
             self.link = Link::Waiting(until);
             self.input_ended = false;
         } else {
-            console::info!("{kind:?} of {name}: {error}");
+            console::notice!("{kind:?} of {name}: {error}");
             self.abandon(events);
             // Nobody will ever read it: the process is to know.
             self.close_source(events);

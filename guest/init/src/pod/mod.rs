@@ -224,7 +224,13 @@ impl Pod {
     pub(crate) fn power_off(&self) -> ! {
         // Processes that would not end may still use it; it is synced in any case.
         let _ = umount2("/run/longship/scratch", MntFlags::empty());
-        console::info!("power off");
+        // What a pod's density depends on is worth a line.
+        let memory = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let resident = memory
+            .lines()
+            .filter(|line| line.starts_with("Rss") || line.starts_with("VmHWM"));
+        let resident: Vec<&str> = resident.flat_map(str::split_whitespace).collect();
+        console::notice!("power off; init had {}", resident.join(" "));
         power::off()
     }
 
