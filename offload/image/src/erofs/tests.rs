@@ -272,20 +272,22 @@ fn device(major: u32, minor: u32) -> Vec<u8> {
     nix::libc::makedev(major, minor).to_le_bytes().to_vec()
 }
 
-/// Devices and other owners' files can be extracted by root only.
-fn without_devices(names: BTreeMap<String, Item>) -> BTreeMap<String, Item> {
+/// What others than root can extract and read.
+fn harmless(names: BTreeMap<String, Item>) -> BTreeMap<String, Item> {
+    let readable = |look: Look| Look {
+        mode: look.mode | 0o700,
+        ..look
+    };
     names
         .into_iter()
-        .filter(|(_, item)| !matches!(item, Item::Device(..)))
-        .map(|(name, item)| match item {
-            Item::Directory(below, look) => {
-                let mode = look.mode | 0o700;
-                (
-                    name,
-                    Item::Directory(without_devices(below), Look { mode, ..look }),
-                )
-            }
-            other => (name, other),
+        .filter_map(|(name, item)| {
+            let item = match item {
+                Item::Device(..) => return None,
+                Item::Directory(below, look) => Item::Directory(harmless(below), readable(look)),
+                Item::File(size, look) => Item::File(size, readable(look)),
+                other => other,
+            };
+            Some((name, item))
         })
         .collect()
 }
@@ -295,7 +297,7 @@ proptest! {
 
     #[test]
     fn disks_of_random_trees_are_sound_and_hold_the_tree(names in directory(item())) {
-        let names = if nix::unistd::geteuid().is_root() { names } else { without_devices(names) };
+        let names = if nix::unistd::geteuid().is_root() { names } else { harmless(names) };
         let built = build(&names);
         let disk = built.disk();
         let mut file = tempfile::NamedTempFile::new().unwrap();

@@ -51,7 +51,7 @@ pub fn open(disk: &Path) -> Opened {
         );
         run(Command::new("fsck.erofs")
             .arg(format!("--extract={}", directory.path().display()))
-            .args(["--overwrite", "--force"])
+            .args(["--overwrite", "--force", "--preserve-perms"])
             .arg(disk));
     }
     Opened {
@@ -90,6 +90,8 @@ impl Opened {
                 if !self.mounted {
                     // Lost when fsck.erofs extracts.
                     seen.xattrs.clear();
+                    seen.links = 0;
+                    seen.same_as = PathBuf::new();
                     seen.mode &= 0o1777;
                     if seen.kind == "symlink" {
                         seen.mtime = (0, 0);
