@@ -48,15 +48,17 @@ impl Pod {
             layer: &layer,
             etc: &self.etc,
         };
-        let spawned = match start(&self.namespaces, &cgroup, &root, &spec.process, &hostname) {
-            Ok(spawned) => spawned,
+        let spawned = start(&self.namespaces, &cgroup, &root, &spec.process, &hostname);
+        let process = spawned.and_then(|s| Process::new(name.clone(), request, s, 0, events));
+        let process = match process {
+            Ok(process) => process,
             Err(failed) => {
-                // Nothing is in it; the first failure is the one to tell.
+                // The first failure is the one to tell.
+                let _ = cgroup.kill_all();
                 let _ = cgroup.remove();
                 return Err(failed.into());
             }
         };
-        let process = Process::new(name.clone(), request, spawned, 0, events)?;
         self.kept.retain(|kept| kept.exited.process != name);
         let container = Container {
             cgroup,

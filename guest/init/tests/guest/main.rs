@@ -393,7 +393,22 @@ async fn a_container_is_kept_within_its_limits_and_its_walls() {
 
 #[tokio::test]
 async fn a_card_that_comes_back_finds_everything_as_it_is() {
-    let mut card = Card::configured().await;
+    let mut card = Card::boot().await;
+    let mut settings = configuration();
+    // Here with a tmpfs to write to, and an address of the other family.
+    settings.scratch_serial.clear();
+    settings.interfaces[0].address = "fd00::2".into();
+    settings.interfaces[0].prefix_length = 64;
+    settings.interfaces[0].gateway = "fe80::1".into();
+    let configured = card.ask(Operation::Configure(settings.clone())).await;
+    assert_eq!(configured, None);
+    let look = "ip -6 addr show dev eth0 | grep -c 'fd00::2/64 scope global'; \
+        ip -6 route | grep default | cut -d' ' -f1-5; grep web-0 /etc/hosts; touch /x && echo ok";
+    let (said, _) = card.run("look", shell(look)).await;
+    assert_eq!(
+        said,
+        "1\ndefault via fe80::1 dev eth0\nfd00::2\tweb-0\nok\n"
+    );
     let (_, first) = card.run("done", shell("exit 4")).await;
     assert_eq!(
         card.ask(start("main", shell("while :; do echo tick; sleep 1; done")))
@@ -406,7 +421,7 @@ async fn a_card_that_comes_back_finds_everything_as_it_is() {
     card.hang_up().await;
     // What had ended is told again, and what runs, runs.
     assert_eq!(card.exited("done").await, first);
-    assert_eq!(card.ask(Operation::Configure(configuration())).await, None);
+    assert_eq!(card.ask(Operation::Configure(settings)).await, None);
     let refused = card.ask(start("main", shell("true"))).await.unwrap();
     assert_eq!(refused.class(), Class::Conflict);
     card.until(&mut out, "tick\n").await;
