@@ -279,7 +279,10 @@ unsafe extern "C" {
 fn hammer() -> &'static [u8] {
     let (begin, end) = (&raw const hammer_begin, &raw const hammer_end);
     // SAFETY: both labels are in one section, with read-only bytes between them.
-    unsafe { std::slice::from_raw_parts(begin, end.offset_from_unsigned(begin)) }
+    unsafe {
+        let len = usize::try_from(end.offset_from(begin)).unwrap();
+        std::slice::from_raw_parts(begin, len)
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@
 pub(crate) mod layout;
 
 use std::fs::File;
-use std::io::{Seek, SeekFrom};
+use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
@@ -52,6 +52,7 @@ pub(crate) struct Mapping {
 
 /// Guest RAM.
 pub(crate) struct GuestRam {
+    file: Arc<File>,
     memory: GuestMemoryMmap,
     mappings: Vec<Mapping>,
 }
@@ -80,7 +81,11 @@ impl GuestRam {
             bytes,
             reason: e.to_string(),
         })?;
-        Ok(Self { memory, mappings })
+        Ok(Self {
+            file,
+            memory,
+            mappings,
+        })
     }
 
     /// All pieces, in ascending guest-physical order.
@@ -113,12 +118,16 @@ impl GuestRam {
     /// The address in this process of `bytes` at `guest`; `None` unless all of
     /// them are RAM, in one piece.
     pub(crate) fn host_address(&self, guest: u64, bytes: u64) -> Option<u64> {
-        let end = guest.checked_add(bytes)?;
-        let mapping = self
-            .mappings
-            .iter()
-            .find(|m| guest >= m.guest && end <= m.guest + m.bytes)?;
+        let mapping = self.mapping(guest, bytes)?;
         Some(mapping.host + (guest - mapping.guest))
+    }
+
+    /// The piece in which all `bytes` at `guest` lie.
+    fn mapping(&self, guest: u64, bytes: u64) -> Option<&Mapping> {
+        let end = guest.checked_add(bytes)?;
+        self.mappings
+            .iter()
+            .find(|m| guest >= m.guest && end <= m.guest + m.bytes)
     }
 
     /// Copies `bytes` to `guest`.
@@ -132,11 +141,12 @@ impl GuestRam {
             })
     }
 
-    /// Copies `bytes` of `file` from `offset` to `guest`.
+    /// Copies `bytes` of `file` from `offset` to `guest`: from the one's page cache
+    /// to the other's, without a fault for each page of the mapping here.
     pub(crate) fn load(
         &self,
         guest: u64,
-        mut file: &File,
+        file: &File,
         offset: u64,
         bytes: u64,
     ) -> Result<(), MemoryError> {
@@ -145,12 +155,11 @@ impl GuestRam {
             bytes,
             reason,
         };
-        let len = usize::try_from(bytes).map_err(|e| failed(e.to_string()))?;
-        file.seek(SeekFrom::Start(offset))
-            .map_err(|e| failed(e.to_string()))?;
-        self.memory
-            .read_exact_volatile_from(GuestAddress(guest), &mut file, len)
-            .map_err(|e| failed(e.to_string()))
+        let mapping = self
+            .mapping(guest, bytes)
+            .ok_or_else(|| failed("this is not RAM".to_owned()))?;
+        let start = mapping.offset + (guest - mapping.guest);
+        copy(file, offset, &self.file, start, bytes).map_err(|e| failed(e.to_string()))
     }
 }
 
@@ -168,6 +177,28 @@ fn sealed_memfd(bytes: u64) -> Result<OwnedFd, MemoryError> {
     let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
     fcntl(&fd, FcntlArg::F_ADD_SEALS(seals)).map_err(failed)?;
     Ok(fd)
+}
+
+/// Copies `bytes` inside the kernel.
+fn copy(from: &File, offset: u64, mut to: &File, start: u64, bytes: u64) -> io::Result<()> {
+    let mut offset = i64::try_from(offset).map_err(io::Error::other)?;
+    let mut left = usize::try_from(bytes).map_err(io::Error::other)?;
+    to.seek(SeekFrom::Start(start))?;
+    while left > 0 {
+        // SAFETY: both descriptors are open, and `offset` is a variable of ours that
+        // the kernel reads and advances.
+        let sent =
+            unsafe { libc::sendfile64(to.as_raw_fd(), from.as_raw_fd(), &raw mut offset, left) };
+        match usize::try_from(sent) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(sent) => left = left.saturating_sub(sent),
+            Err(_) => match io::Error::last_os_error() {
+                e if e.kind() == io::ErrorKind::Interrupted => {}
+                e => return Err(e),
+            },
+        }
+    }
+    Ok(())
 }
 
 fn map(
@@ -190,6 +221,8 @@ fn map(
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     #[test]
@@ -204,6 +237,23 @@ mod tests {
         assert_eq!(ram.host_address(layout::MIN_MEMORY - 15, 16), None);
         assert_eq!(ram.host_address(u64::MAX - 3, 16), None);
         assert_eq!(ram.host_address(layout::BAR_WINDOW.start, 4), None);
+    }
+
+    #[test]
+    fn files_are_loaded_to_their_place() {
+        let ram = GuestRam::new(4 << 30).unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[1, 2, 3, 4, 5, 6, 7, 8]).unwrap();
+        for guest in [0x12_3457, (4 << 30) + 0x1001] {
+            ram.load(guest, &file, 2, 4).unwrap();
+            let mut found = [9; 6];
+            ram.memory
+                .read_slice(&mut found, GuestAddress(guest - 1))
+                .unwrap();
+            assert_eq!(found, [0, 3, 4, 5, 6, 0]);
+        }
+        assert!(ram.load(0, &file, 2, 7).is_err(), "beyond the file");
+        assert!(ram.load((3 << 30) - 4, &file, 0, 8).is_err(), "beyond RAM");
     }
 
     #[test]
