@@ -12,7 +12,7 @@ use std::path::Path;
 use longship_framed::error::Failure;
 
 use crate::disks::look_for;
-use crate::failed::Failed;
+use crate::failed::{Doing, Failed};
 use crate::mounts::sysctl;
 use crate::spec::{Interface, MacAddress};
 use netlink::{Link, Route, Socket};
@@ -75,6 +75,7 @@ pub(crate) fn find(interfaces: &[Interface]) -> Result<Vec<Found<'_>>, Failure> 
 /// # Errors
 /// The kernel's.
 pub(crate) fn configure(found: &[Found<'_>]) -> Result<(), Failed> {
+    ignore_router_advertisements()?;
     let mut socket = Socket::open()?;
     for (order, Found { interface, index }) in found.iter().enumerate() {
         socket.set_link(&Link {
@@ -93,6 +94,17 @@ pub(crate) fn configure(found: &[Found<'_>]) -> Result<(), Failed> {
                 metric: u32::try_from(order).unwrap_or(u32::MAX),
             })?;
         }
+    }
+    Ok(())
+}
+
+/// Addresses and routes come from the card, not from whoever speaks up on the
+/// link. For those devices that are there, and those that will be.
+fn ignore_router_advertisements() -> Result<(), Failed> {
+    let what = || "list the interfaces' IPv6 settings";
+    for device in fs::read_dir("/proc/sys/net/ipv6/conf").doing(what)? {
+        let path = device.doing(what)?.path().join("accept_ra");
+        fs::write(&path, "0").doing(|| format!("write 0 to {}", path.display()))?;
     }
     Ok(())
 }
