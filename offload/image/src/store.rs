@@ -8,6 +8,7 @@
 //! ```
 
 use std::fs::{self, File};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -71,7 +72,12 @@ impl ImageStore {
         let directory = config.directory;
         let images = directory.join("images");
         let temp = directory.join("temp");
-        fs::create_dir_all(&images).map_err(ImageError::store("create", &images))?;
+        // Images are their tenants' own.
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&images)
+            .map_err(ImageError::store("create", &images))?;
         let path = directory.join("lock");
         let file = File::create(&path).map_err(ImageError::store("create", &path))?;
         let lock =
