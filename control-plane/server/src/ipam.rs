@@ -164,6 +164,22 @@ impl Ipam {
     }
 }
 
+#[cfg(test)]
+impl Ipam {
+    /// Every address that is taken, for comparison.
+    pub(crate) fn all_taken(&self) -> Vec<Ipv4Addr> {
+        let hosts = |subnet: &Subnet| {
+            let taken = |host: &u16| {
+                let (word, bit) = (usize::from(*host) / 64, 1_u64 << (host % 64));
+                subnet.taken[word] & bit != 0
+            };
+            let taken = (0..=u16::MAX).filter(taken);
+            taken.map(|host| subnet.address(host)).collect::<Vec<_>>()
+        };
+        self.subnets.values().flat_map(hosts).collect()
+    }
+}
+
 /// A locally administered MAC with the address in it: unique where addresses are.
 fn mac(address: Ipv4Addr) -> String {
     let [a, b, c, d] = address.octets();

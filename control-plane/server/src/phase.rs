@@ -5,9 +5,10 @@ use longship_proto::control::v1::Phase;
 /// Whether a card's report may move a pod from one phase to another.
 ///
 /// A pod only goes forward: `Scheduled → Preparing → Starting → Running →
-/// Succeeded | Failed`, and from anywhere through `Stopping` to `Released`. Steps may
-/// be left out. While it is being run it may begin again (its card has started its
-/// sandbox anew), but what has ended stays ended.
+/// Succeeded | Failed`, or through `Stopping`, and from anywhere to `Released`. Steps
+/// may be left out. While it is being run it may begin again (its card has started its
+/// sandbox anew), but what has ended stays ended: its CPU and memory are others' by
+/// then, and there is nothing left to stop.
 #[must_use]
 pub(crate) fn may_follow(now: Phase, next: Phase) -> bool {
     use Phase::{
@@ -18,10 +19,8 @@ pub(crate) fn may_follow(now: Phase, next: Phase) -> bool {
         (_, Unspecified | Pending) | (Unspecified | Pending | Released, _) => false,
         (Scheduled, Scheduled) => true,
         (_, Scheduled) => false,
-        (Succeeded, Succeeded) | (Failed, Failed) => true,
-        (Scheduled | Preparing | Starting | Running, _) => true,
-        (Succeeded | Failed | Stopping, Stopping | Released) => true,
-        (Succeeded | Failed | Stopping, _) => false,
+        (Scheduled | Preparing | Starting | Running, _) | (_, Released) => true,
+        (Succeeded | Failed | Stopping, _) => now == next,
     }
 }
 
@@ -54,7 +53,7 @@ mod tests {
         for over in [Phase::Succeeded, Phase::Failed] {
             let next = ALL.into_iter().filter(|next| may_follow(over, *next));
             let next: Vec<Phase> = next.collect();
-            assert_eq!(next, [over, Phase::Stopping, Phase::Released]);
+            assert_eq!(next, [over, Phase::Released]);
         }
         assert!(
             !ALL.into_iter()
@@ -83,7 +82,6 @@ mod tests {
             Phase::Preparing,
             Phase::Starting,
             Phase::Running,
-            Phase::Succeeded,
             Phase::Stopping,
             Phase::Released,
         ];

@@ -10,6 +10,8 @@ mod attach;
 mod command;
 mod create;
 mod delete;
+#[cfg(test)]
+mod histories;
 mod placement;
 mod plan;
 mod report;

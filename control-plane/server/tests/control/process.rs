@@ -7,7 +7,10 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use longship_proto::control::v1::inventory_client::InventoryClient;
-use longship_proto::control::v1::{ListFlavorsRequest, ListHostsRequest};
+use longship_proto::control::v1::pods_client::PodsClient;
+use longship_proto::control::v1::{
+    CreatePodRequest, ListFlavorsRequest, ListHostsRequest, ListPodsRequest,
+};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tonic_reflection::pb::v1::ServerReflectionRequest;
@@ -15,7 +18,7 @@ use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
-use crate::setup::PATIENCE;
+use crate::setup::{PATIENCE, pod};
 
 fn command(listen: &str, state: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_longship-control"));
@@ -113,6 +116,27 @@ async fn it_serves_health_and_reflection_and_stops_when_told() {
         // A connection that stays open does not hold it up.
         assert_eq!(stop(&mut child, signal), Some(0));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_acknowledged_survives_a_kill() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut running, url) = start(dir.path());
+    let channel = tonic::transport::Channel::from_shared(url).unwrap();
+    let mut client = PodsClient::new(channel.connect().await.unwrap());
+    let mut created = Vec::new();
+    for n in 0..20 {
+        let pod = Some(pod(&format!("pod-{n:02}"), 500, 512));
+        let answered = client.create_pod(CreatePodRequest { pod }).await.unwrap();
+        created.push(answered.into_inner());
+    }
+    assert_eq!(stop(&mut running, Signal::SIGKILL), None);
+
+    let (_running, url) = start(dir.path());
+    let channel = tonic::transport::Channel::from_shared(url).unwrap();
+    let mut client = PodsClient::new(channel.connect().await.unwrap());
+    let listed = client.list_pods(ListPodsRequest::default()).await.unwrap();
+    assert_eq!(listed.into_inner().pods, created);
 }
 
 #[test]
