@@ -18,14 +18,16 @@ use crate::check::Check;
 
 /// From how many loop instructions a second on ring 0 counts as native. What
 /// interprets it reaches some millions, an emulated processor with
-/// virtualization hundreds of millions, a real one thousands of millions.
-pub const NATIVE_RATE: f64 = 100e6;
+/// virtualization hundreds of millions (less on a busy machine), a real one
+/// thousands of millions.
+pub const NATIVE_RATE: f64 = 50e6;
 
 /// How long the guest counts in one run.
 const RUN: Duration = Duration::from_millis(5);
 
-/// The best of so many runs counts, since any other load only makes it slower.
-const RUNS: u32 = 3;
+/// The first native run counts, or the best of so many, since any other load of the
+/// machine only makes it slower.
+const RUNS_MAX: u32 = 20;
 
 /// 32-bit protected mode:
 /// ```text
@@ -80,14 +82,18 @@ impl Ring0Speed {
     }
 }
 
-/// Lets a guest count in ring 0 three times for 5 ms each.
+/// Lets a guest count in ring 0 for 5 ms, and again, up to 20 times, until it does so at
+/// native speed.
 ///
 /// # Errors
 /// [`Ring0Error`] where KVM cannot even do that.
 pub fn measure_ring0(kvm: &Kvm) -> Result<Ring0Speed, Ring0Error> {
     let mut best: Option<Ring0Speed> = None;
-    for _ in 0..RUNS {
+    for _ in 0..RUNS_MAX {
         let speed = count_once(kvm)?;
+        if speed.is_native() {
+            return Ok(speed);
+        }
         if best.is_none_or(|best| speed.rate() > best.rate()) {
             best = Some(speed);
         }
@@ -345,6 +351,6 @@ mod tests {
         assert!(speed.instructions > 100, "{speed:?}");
         assert!(speed.elapsed >= RUN, "{speed:?}");
         let all = started.elapsed();
-        assert!(all < Duration::from_secs(2), "{all:?}");
+        assert!(all < Duration::from_secs(10), "{all:?}");
     }
 }
