@@ -14,6 +14,8 @@ use crate::request::Spec;
 
 /// Length of the period in which CPU time is counted, microseconds.
 const CPU_PERIOD_US: u64 = 100_000;
+/// `cpu.weight` of a sandbox with one CPU, the kernel's default.
+const WEIGHT_PER_CPU: u64 = 100;
 /// What a VMM may use beside its guest's memory: its own, and kernel objects.
 const OVERHEAD_BYTES: u64 = 32 << 20;
 /// And for page tables (two sets of 1/512 each) and reverse maps, this part of
@@ -153,6 +155,17 @@ impl Cgroup {
         self.folder.as_ref().map(AsFd::as_fd)
     }
 
+    /// Holds it to the CPU time that `spec` says, from now on.
+    ///
+    /// # Errors
+    /// [`CgroupError::Io`].
+    pub(crate) fn limit_cpu(&self, spec: &Spec) -> Result<(), CgroupError> {
+        match spec.cpu_millis {
+            Some(millis) => write(&self.path.join("cpu.max"), &cpu_max(millis)),
+            None => Ok(()),
+        }
+    }
+
     /// Ends every process in it, at once.
     ///
     /// # Errors
@@ -203,7 +216,8 @@ impl Drop for Cgroup {
     }
 }
 
-/// The files to write, and what to write into them.
+/// The files to write, and what to write into them. Of CPU time only the share against
+/// others is set: until the guest is up it may use what is idle.
 fn limits(spec: &Spec) -> Vec<(&'static str, String)> {
     let overhead = OVERHEAD_BYTES.saturating_add(spec.memory_bytes / OVERHEAD_PART);
     let memory = spec.memory_bytes.saturating_add(overhead);
@@ -213,10 +227,15 @@ fn limits(spec: &Spec) -> Vec<(&'static str, String)> {
         ("pids.max", processes.to_string()),
     ];
     if let Some(millis) = spec.cpu_millis {
-        let quota = u64::from(millis) * CPU_PERIOD_US / 1000;
-        limits.push(("cpu.max", format!("{quota} {CPU_PERIOD_US}")));
+        let weight = (u64::from(millis) * WEIGHT_PER_CPU / 1000).clamp(1, 10_000);
+        limits.push(("cpu.weight", weight.to_string()));
     }
     limits
+}
+
+fn cpu_max(millis: u32) -> String {
+    let quota = u64::from(millis) * CPU_PERIOD_US / 1000;
+    format!("{quota} {CPU_PERIOD_US}")
 }
 
 fn pass_on_controllers(folder: &Path) -> Result<(), CgroupError> {
@@ -311,10 +330,11 @@ mod tests {
         let expected = [
             ("memory.max", ((128_u64 + 32 + 1) << 20).to_string()),
             ("pids.max", "18".to_owned()),
-            ("cpu.max", "50000 100000".to_owned()),
+            ("cpu.weight", "50".to_owned()),
         ];
         assert_eq!(limits(&spec(500)), expected);
         assert_eq!(limits(&spec(0)), expected[..2]);
+        assert_eq!(cpu_max(500), "50000 100000");
     }
 
     #[test]

@@ -2,17 +2,23 @@
 //! thing at a time, so nothing of a sandbox is ever shared or locked.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use longship_framed::error::Failure;
 use longship_proto::agent::v1::Sandbox;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use crate::board::Board;
 use crate::host::Host;
 use crate::request::{Device, Spec};
 use crate::state::{Event, State};
 use crate::timeline::Timeline;
-use crate::vmm::{Vmm, connect};
+use crate::vmm::{Vmm, connect, sleep_until};
+
+/// How long a guest may boot with whatever CPU time is idle, before it is held to its
+/// own. A quarter of a CPU would make every boot four times as long.
+const BOOT_BOOST: Duration = Duration::from_secs(10);
 
 /// Where the answer to a command goes.
 pub(crate) type Answer = oneshot::Sender<Result<Sandbox, Failure>>;
@@ -46,6 +52,8 @@ pub(crate) struct SandboxTask {
     state: State,
     shown: Sandbox,
     vmm: Option<Vmm>,
+    /// When its CPU time is to be limited.
+    limit_cpu_at: Option<Instant>,
     /// What it was started with.
     devices: Option<Vec<Device>>,
 }
@@ -64,6 +72,7 @@ impl SandboxTask {
             state: State::Preparing,
             shown,
             vmm: None,
+            limit_cpu_at: None,
             devices: None,
         }
     }
@@ -78,6 +87,10 @@ impl SandboxTask {
                 command = commands.recv() => command,
                 () = over(&mut self.vmm) => {
                     self.exited().await;
+                    continue;
+                }
+                () = sleep_until(self.limit_cpu_at), if self.limit_cpu_at.is_some() => {
+                    self.limit_cpu();
                     continue;
                 }
             };
@@ -154,6 +167,7 @@ impl SandboxTask {
             Ok(()) => {
                 self.shown.timeline = timeline.into_stages();
                 tracing::info!(id = %self.spec.id, "running");
+                self.limit_cpu_at = Some(Instant::now() + BOOT_BOOST);
                 self.advance(Event::Booted);
                 Ok(self.shown.clone())
             }
@@ -168,6 +182,15 @@ impl SandboxTask {
                 self.show_exit(exit);
                 Err(error.into())
             }
+        }
+    }
+
+    fn limit_cpu(&mut self) {
+        self.limit_cpu_at = None;
+        if let Some(vmm) = &self.vmm
+            && let Err(error) = vmm.limit_cpu(&self.spec)
+        {
+            tracing::error!(id = %self.spec.id, "limit the CPU time: {error}");
         }
     }
 

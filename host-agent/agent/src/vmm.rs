@@ -237,6 +237,14 @@ impl Vmm {
         Ok(())
     }
 
+    /// Holds the sandbox to its CPU time.
+    ///
+    /// # Errors
+    /// [`VmmError::Cgroup`].
+    pub(crate) fn limit_cpu(&self, spec: &Spec) -> Result<(), VmmError> {
+        Ok(self.cgroup.limit_cpu(spec)?)
+    }
+
     /// Waits until it has ended by itself, or should have. Cancel-safe.
     pub(crate) async fn over(&mut self) {
         loop {
@@ -390,7 +398,8 @@ fn or(message: String, default: &str) -> String {
     }
 }
 
-async fn sleep_until(deadline: Option<Instant>) {
+/// Sleeps until then; for ever where there is no such time.
+pub(crate) async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,

@@ -193,7 +193,8 @@ async fn a_sandbox_lives_in_its_cgroup_and_leaves_nothing() {
         read(cgroup.join("cgroup.procs")),
         format!("{}\n", prepared.pid)
     );
-    assert_eq!(read(cgroup.join("cpu.max")), "50000 100000\n");
+    assert_eq!(read(cgroup.join("cpu.max")), "max 100000\n");
+    assert_eq!(read(cgroup.join("cpu.weight")), "50\n");
     assert_eq!(
         read(cgroup.join("memory.max")),
         format!("{}\n", (128 + 32 + 1) << 20)
@@ -265,6 +266,17 @@ async fn a_guest_boots_and_a_vmm_that_dies_is_noticed_with_its_reason() {
         println!("  {:8} {:16} {took:>8} us", stage.component, stage.name);
     }
     assert_eq!(agent.start_sandbox("pod", vec![]).await.unwrap().pid, pid);
+    // It boots with what is idle, and is then held to its half of a CPU.
+    let cpu_max = agent.cgroup_of("pod").join("cpu.max");
+    assert_eq!(read(cpu_max.clone()), "max 100000\n");
+    let give_up = tokio::time::Instant::now() + PATIENCE;
+    while read(cpu_max.clone()) != "50000 100000\n" {
+        assert!(
+            tokio::time::Instant::now() < give_up,
+            "its CPU time stays unlimited"
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 
     nix::sys::signal::kill(
         nix::unistd::Pid::from_raw(pid.try_into().unwrap()),
