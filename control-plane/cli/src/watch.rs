@@ -31,6 +31,8 @@ pub(crate) struct PodWatch {
     namespace: String,
     name: String,
     uid: Option<String>,
+    /// Of what was seen last; what a new stream tells may be older.
+    resource_version: u64,
     events: Option<Streaming<PodEvent>>,
 }
 
@@ -41,6 +43,7 @@ impl PodWatch {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
             uid: None,
+            resource_version: 0,
             events: None,
         }
     }
@@ -61,9 +64,10 @@ impl PodWatch {
         let give_up = Instant::now() + PATIENCE;
         loop {
             match self.attempt().await {
-                Ok(Some(seen)) => return Ok(seen),
-                // The stream ended: begin again.
-                Ok(None) => {}
+                Ok(Attempt::Seen(seen)) => return Ok(seen),
+                Ok(Attempt::Old) => continue,
+                // Begin again.
+                Ok(Attempt::Ended) => {}
                 Err(error) if error.is_unavailable() && Instant::now() < give_up => {}
                 Err(error) => return Err(error),
             }
@@ -72,38 +76,55 @@ impl PodWatch {
         }
     }
 
-    async fn attempt(&mut self) -> Result<Option<Seen>, CliError> {
+    async fn attempt(&mut self) -> Result<Attempt, CliError> {
         let Some(events) = &mut self.events else {
             // First the stream and then the pod, so that nothing is missed between.
             self.events = Some(self.server.watch(&self.namespace, &self.name).await?);
             return match self.server.get(&self.namespace, &self.name).await {
-                Ok(pod) => Ok(Some(self.same(pod))),
-                Err(error) if error.is_not_found() => Ok(Some(Seen::Gone)),
+                Ok(pod) => Ok(self.look(pod)),
+                Err(error) if error.is_not_found() => Ok(Attempt::Seen(Seen::Gone)),
                 Err(error) => Err(error),
             };
         };
         let Some(event) = events.message().await? else {
-            return Ok(None);
+            return Ok(Attempt::Ended);
         };
         let gone = event.r#type() == Type::Deleted;
         match event.pod {
-            Some(pod) if !gone => Ok(Some(self.same(pod))),
-            _ => Ok(Some(Seen::Gone)),
+            Some(pod) if gone && self.is_another(&pod) => Ok(Attempt::Old),
+            Some(pod) if !gone => Ok(self.look(pod)),
+            _ => Ok(Attempt::Seen(Seen::Gone)),
         }
     }
 
-    /// A pod of this name that was made later is another one.
-    fn same(&mut self, pod: Pod) -> Seen {
-        let uid = pod.metadata.as_ref().map(|metadata| metadata.uid.clone());
-        if self.uid.is_none() {
-            self.uid = uid.clone();
+    fn look(&mut self, pod: Pod) -> Attempt {
+        // A pod of this name that was made later is another one.
+        if self.is_another(&pod) {
+            return Attempt::Seen(Seen::Gone);
         }
-        if self.uid == uid {
-            Seen::Pod(Box::new(pod))
-        } else {
-            Seen::Gone
+        if let Some(metadata) = &pod.metadata {
+            if metadata.resource_version < self.resource_version {
+                return Attempt::Old;
+            }
+            self.resource_version = metadata.resource_version;
+            self.uid.get_or_insert_with(|| metadata.uid.clone());
         }
+        Attempt::Seen(Seen::Pod(Box::new(pod)))
     }
+
+    fn is_another(&self, pod: &Pod) -> bool {
+        let uid = pod.metadata.as_ref().map(|metadata| &metadata.uid);
+        self.uid.is_some() && self.uid.as_ref() != uid
+    }
+}
+
+/// What one look at the stream gave.
+enum Attempt {
+    Seen(Seen),
+    /// Less than is known already.
+    Old,
+    /// The stream is over.
+    Ended,
 }
 
 /// The pod's phase.

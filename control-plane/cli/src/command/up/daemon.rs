@@ -125,6 +125,8 @@ impl Daemons {
         let mut command = std::process::Command::new(&daemon.program);
         command
             .args(&daemon.arguments)
+            // What is passed on line by line is no terminal's.
+            .env("NO_COLOR", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
