@@ -99,6 +99,8 @@ impl Testbed {
 
     /// Exact costs instead of speed: one CPU, on which a nanosecond passes with every
     /// instruction, so that times repeat whatever else the caller's machine does.
+    /// Waiting for the caller's files still costs what it costs: copy what is to be
+    /// measured to `/run` first.
     #[must_use]
     pub fn exact(mut self, exact: bool) -> Self {
         self.exact = exact;

@@ -67,7 +67,7 @@ pub struct Output {
 const KERNEL_COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=t oops=panic \
     mitigations=off rodata=off tsc=reliable no_timer_check random.trust_cpu=on audit=0 \
     apparmor=0 cryptomgr.notests initcall_blacklist=jent_mod_init nmi_watchdog=0 nowatchdog \
-    i8042.noaux i8042.nomux i8042.dumbkbd noresume raid=noautodetect";
+    i8042.noaux i8042.nomux i8042.dumbkbd noautogroup noresume raid=noautodetect";
 
 /// A virtual host about to start.
 pub(crate) struct Machine<'a> {
@@ -90,7 +90,9 @@ impl Machine<'_> {
     ) -> Result<u8, MachineError> {
         let deadline = testbed.timeout.map(|timeout| Instant::now() + timeout);
         let mark = end_mark().map_err(MachineError::Descriptors)?;
-        let (wiring, inlets) = self.wire(&mark).map_err(MachineError::Descriptors)?;
+        let (wiring, inlets) = self
+            .wire(&mark, testbed.exact)
+            .map_err(MachineError::Descriptors)?;
         let mut qemu = wiring.start(self).map_err(MachineError::Start)?;
 
         let tail = Tail::new(testbed.show_console);
@@ -132,7 +134,7 @@ impl Machine<'_> {
     }
 
     /// Makes the descriptors through which QEMU talks, and the arguments that name them.
-    fn wire(&self, mark: &str) -> io::Result<(Wiring, Inlets)> {
+    fn wire(&self, mark: &str, exact: bool) -> io::Result<(Wiring, Inlets)> {
         let mut wiring = Wiring {
             arguments: self.arguments.clone(),
             inherited: Vec::new(),
@@ -150,6 +152,7 @@ impl Machine<'_> {
         });
         wiring.say("command", &self.script)?;
         wiring.say("end", mark.as_bytes())?;
+        wiring.say("clock", if exact { b"exact" } else { b"real" })?;
         wiring.export("root", Path::new("/"), true);
         wiring.export("modules", &self.image.modules(), true);
         let shares = self.shares.list();

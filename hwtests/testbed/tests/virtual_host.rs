@@ -69,21 +69,26 @@ fn kvm_there_runs_a_guest() {
 }
 
 #[test]
-fn counted_instructions_make_costs_repeat() {
+fn counted_instructions_make_costs_repeat_and_time_does_not_leap() {
     let script = "work() { i=0; while [ $i -lt 20000 ]; do i=$((i + 1)); done; }
         now() { cut -d' ' -f1 /proc/uptime | tr -d .; }
-        work; a=$(now); work; b=$(now); work; c=$(now); echo $((b - a)) $((c - b))";
+        a=$(now); ls -R /usr/include /etc >/dev/null; b=$(now)
+        work; c=$(now); work; d=$(now); work; e=$(now); sleep 0.3; f=$(now)
+        echo $((b - a)) $((d - c)) $((e - d)) $((f - e))";
     let output = testbed().exact(true).output(["sh", "-c", script]).unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let costs: Vec<i64> = text
         .split_whitespace()
         .map(|n| n.parse().unwrap())
         .collect();
-    let [first, second] = costs[..] else {
+    // In hundredths of a second, so one of them may be lost to rounding.
+    let [files, first, second, sleep] = costs[..] else {
         panic!("{text:?}")
     };
-    // In hundredths of a second, so one of them may be lost to rounding.
     assert!(first > 2 && (first - second).abs() <= 1, "{text}");
+    assert!((30..=33).contains(&sleep), "{text}");
+    // Where time leaps, this takes an hour of it.
+    assert!(files < 6000, "{text}");
 }
 
 #[test]
