@@ -1,5 +1,6 @@
 //! What a device type adds to the serving of vhost-user.
 
+use std::io;
 use std::os::fd::BorrowedFd;
 
 use vm_memory::GuestMemoryMmap;
@@ -27,6 +28,9 @@ pub struct RingError {
 /// thread that serves it, and none may block for long: the frontend's messages
 /// and [`crate::Server::stop`] wait for it.
 pub trait Device: Send + 'static {
+    /// Name of its thread, for whoever looks at the process: 15 bytes at most.
+    const NAME: &'static str;
+
     /// How many virtqueues the device has.
     fn queue_count(&self) -> usize;
 
@@ -36,6 +40,15 @@ pub trait Device: Send + 'static {
 
     /// The device's configuration space (virtio 1.2 §5); read-only.
     fn config(&self) -> &[u8];
+
+    /// The driver has accepted these of the features on offer.
+    ///
+    /// # Errors
+    /// The device cannot do without those that were refused; the frontend loses
+    /// its connection.
+    fn negotiated(&mut self, _features: u64) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Works off the ring `index` after a kick; it is running. To be called
     /// again without a kick, [`Vring::defer`].
@@ -50,8 +63,9 @@ pub trait Device: Send + 'static {
     ) -> Result<(), RingError>;
 
     /// Something besides the kicks that the device waits for: readable means
-    /// that [`Device::woken`] is to be called, which has to clear it.
-    fn wake_up(&self) -> Option<BorrowedFd<'_>> {
+    /// that [`Device::woken`] is to be called, which has to clear it. Asked
+    /// before every wait; none while nothing could be done about it.
+    fn wake_up(&self, _rings: &[Vring]) -> Option<BorrowedFd<'_>> {
         None
     }
 

@@ -8,7 +8,9 @@
 )]
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -17,7 +19,7 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vhost::vhost_user::message::{
-    VhostUserConfigFlags, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
+    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -41,6 +43,9 @@ pub const NEXT: u16 = 1;
 pub const WRITE: u16 = 2;
 /// The descriptor is a table of descriptors.
 pub const INDIRECT: u16 = 4;
+
+/// VHOST_USER_F_PROTOCOL_FEATURES
+const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
 const RING_STRIDE: u64 = 0x8000;
 const BUFFERS: u64 = MEMORY_START + 0x10_0000;
@@ -99,7 +104,8 @@ pub struct Driver {
 
 impl Driver {
     /// Connects, negotiates all features on offer but `without`, shares memory,
-    /// and starts `rings` rings.
+    /// and starts `rings` rings. Without VHOST_USER_F_PROTOCOL_FEATURES it is a
+    /// frontend that knows nothing of them.
     pub fn connect(socket: &Path, rings: usize, without: u64) -> Self {
         let mut driver = Self::negotiate(socket, rings, without);
         for ring in 0..rings {
@@ -133,30 +139,37 @@ impl Driver {
         without: u64,
         file: File,
     ) -> Result<Self, vhost::Error> {
+        Self::talk(UnixStream::connect(socket).unwrap(), rings, without, file)
+    }
+
+    /// As [`Driver::share`], over a connection that is there already.
+    ///
+    /// # Errors
+    /// The backend's, where it refuses the memory.
+    pub fn talk(
+        connection: UnixStream,
+        rings: usize,
+        without: u64,
+        file: File,
+    ) -> Result<Self, vhost::Error> {
         let memory = SharedMemory::from_ranges_with_files([(
             GuestAddress(MEMORY_START),
             MEMORY_SIZE,
             Some(FileOffset::new(file, 0)),
         )])
         .unwrap();
-        let mut frontend = Frontend::connect(socket, rings as u64).unwrap();
+        let mut frontend = Frontend::from_stream(connection, rings as u64);
         frontend.set_owner().unwrap();
         let features = frontend.get_features().unwrap() & !without;
-        let protocol = frontend.get_protocol_features().unwrap();
-        frontend.set_protocol_features(protocol).unwrap();
-        if protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
-            frontend.set_hdr_flags(vhost::vhost_user::message::VhostUserHeaderFlag::NEED_REPLY);
+        if features & PROTOCOL_FEATURES != 0 {
+            let protocol = frontend.get_protocol_features().unwrap();
+            frontend.set_protocol_features(protocol).unwrap();
+            if protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
+                frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+            }
         }
         frontend.set_features(features).unwrap();
-        let region = memory.find_region(GuestAddress(MEMORY_START)).unwrap();
-        let mapped = region.as_ptr() as u64;
-        frontend.set_mem_table(&[VhostUserMemoryRegionInfo {
-            guest_phys_addr: MEMORY_START,
-            memory_size: region.len(),
-            userspace_addr: mapped,
-            mmap_offset: 0,
-            mmap_handle: region.file_offset().unwrap().file().as_raw_fd(),
-        }])?;
+        frontend.set_mem_table(&[part_of(&memory, 0..MEMORY_SIZE as u64)])?;
         let rings = (0..rings)
             .map(|i| Ring {
                 base: MEMORY_START + RING_STRIDE * i as u64,
@@ -182,8 +195,23 @@ impl Driver {
         self.features
     }
 
+    /// Shares the memory again, but for a `hole` in it, in bytes from its start.
+    pub fn share_again_without(&mut self, hole: Range<u64>) {
+        let parts = [0..hole.start, hole.end..MEMORY_SIZE as u64];
+        let parts = parts.map(|part| part_of(&self.memory, part));
+        self.frontend.set_mem_table(&parts).unwrap();
+    }
+
     /// Sets a ring up and starts it, to go on from `base`.
     pub fn start(&mut self, ring: usize, base: u16) {
+        self.set_up(ring, base);
+        if self.features & PROTOCOL_FEATURES != 0 {
+            self.frontend.set_vring_enable(ring, true).unwrap();
+        }
+    }
+
+    /// As [`Driver::start`], without SET_VRING_ENABLE.
+    pub fn set_up(&mut self, ring: usize, base: u16) {
         let r = &self.rings[ring];
         let region = self.memory.find_region(GuestAddress(r.base)).unwrap();
         let at = region.as_ptr() as u64 + (r.base - MEMORY_START);
@@ -206,9 +234,6 @@ impl Driver {
         f.set_vring_err(ring, &r.error).unwrap();
         f.set_vring_kick(ring, &r.kick).unwrap();
         f.set_vring_call(ring, &r.call).unwrap();
-        if self.features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() != 0 {
-            f.set_vring_enable(ring, true).unwrap();
-        }
     }
 
     /// Stops a ring; where it would go on.
@@ -363,6 +388,11 @@ impl Driver {
         }
     }
 
+    /// How often the device has called since it was asked last.
+    pub fn take_calls(&self, ring: usize) -> u64 {
+        self.rings[ring].call.read().unwrap_or(0)
+    }
+
     /// What the device handed back, if there is something.
     pub fn take_used(&mut self, ring: usize) -> Option<(u16, u32)> {
         if self.used_index(ring) == self.rings[ring].used {
@@ -405,6 +435,17 @@ impl Ring {
 
     fn error_fd(&self) -> BorrowedFd<'_> {
         borrow(&self.error)
+    }
+}
+
+fn part_of(memory: &SharedMemory, part: Range<u64>) -> VhostUserMemoryRegionInfo {
+    let region = memory.find_region(GuestAddress(MEMORY_START)).unwrap();
+    VhostUserMemoryRegionInfo {
+        guest_phys_addr: MEMORY_START + part.start,
+        memory_size: part.end - part.start,
+        userspace_addr: region.as_ptr() as u64 + part.start,
+        mmap_offset: part.start,
+        mmap_handle: region.file_offset().unwrap().file().as_raw_fd(),
     }
 }
 

@@ -68,6 +68,11 @@ impl<D: Device> FrontendState<D> {
         self.device.reset();
     }
 
+    /// Whether SET_FEATURES has come.
+    pub(crate) fn has_features(&self) -> bool {
+        self.features != 0
+    }
+
     fn offered(&self) -> u64 {
         self.device.features()
             | (1 << VIRTIO_F_VERSION_1)
@@ -138,6 +143,7 @@ impl<D: Device> VhostUserBackendReqHandlerMut for FrontendState<D> {
         if features & !self.offered() != 0 {
             return Err(VhostUserError::InvalidParam);
         }
+        self.device.negotiated(features).map_err(refused)?;
         self.features = features;
         // Without protocol features there is no SET_VRING_ENABLE, and rings
         // start enabled (vhost-user, "Ring states").

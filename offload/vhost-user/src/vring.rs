@@ -10,6 +10,7 @@ use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestAddress;
 
 use crate::device::{MAX_QUEUE_SIZE, SharedMemory};
+use crate::used::{self, Used};
 
 /// A chain of descriptors that the guest made available.
 pub type Chain<'m> = DescriptorChain<&'m SharedMemory>;
@@ -32,6 +33,8 @@ pub struct Vring {
     kick: Option<File>,
     call: Option<File>,
     error: Option<File>,
+    /// The used index up to which it has been decided whether to call.
+    told: u16,
     started: bool,
     enabled: bool,
     deferred: bool,
@@ -44,6 +47,7 @@ impl Vring {
             kick: None,
             call: None,
             error: None,
+            told: 0,
             started: false,
             enabled: false,
             deferred: false,
@@ -63,12 +67,25 @@ impl Vring {
         &mut self,
         memory: &'m SharedMemory,
     ) -> Result<Option<Chain<'m>>, virtio_queue::Error> {
-        Ok(self.queue.iter(memory)?.next())
+        let announced = self.queue.avail_idx(memory, Ordering::Acquire)?.0;
+        let chain = self.queue.iter(memory)?.next();
+        // The iterator is silent about a ring that is not all in guest memory,
+        // and whoever empties the ring would never be done.
+        if chain.is_none() && announced != self.queue.next_avail() {
+            return Err(virtio_queue::Error::InvalidAvailRingIndex);
+        }
+        Ok(chain)
     }
 
-    /// Makes the last [`Vring::pop`] undone.
-    pub fn unpop(&mut self) {
-        self.queue.go_to_previous_position();
+    /// Makes the last `count` calls of [`Vring::pop`] that gave a chain undone.
+    pub fn unpop(&mut self, count: u16) {
+        let back = self.queue.next_avail().wrapping_sub(count);
+        self.queue.set_next_avail(back);
+    }
+
+    /// Position in the available ring from which [`Vring::pop`] goes on.
+    pub fn next_available(&self) -> u16 {
+        self.queue.next_avail()
     }
 
     /// Hands a chain back with `written` bytes in its writable part.
@@ -82,22 +99,34 @@ impl Vring {
         head: u16,
         written: u32,
     ) -> Result<(), virtio_queue::Error> {
-        self.queue.add_used(memory, head, written)
+        self.publish(memory, &[Used { head, written }])
     }
 
-    /// Calls the guest if it wants to be called about what was pushed.
+    /// Hands several chains back that the driver must find together, such as
+    /// the buffers of one received packet (virtio 1.2 §5.1.6.4).
+    ///
+    /// # Errors
+    /// As [`Vring::push_used`]; the driver sees none of them then.
+    pub fn publish(
+        &mut self,
+        memory: &SharedMemory,
+        chains: &[Used],
+    ) -> Result<(), virtio_queue::Error> {
+        used::publish(&mut self.queue, memory, chains)
+    }
+
+    /// Calls the guest if it wants to be called about what was handed back
+    /// since the last time; whether it wants to.
     ///
     /// # Errors
     /// The guest's wish cannot be read.
-    pub fn notify(&mut self, memory: &SharedMemory) -> Result<(), virtio_queue::Error> {
-        if self.queue.needs_notification(memory)?
-            && let Some(call) = &self.call
-        {
-            // Full means that a call is pending already; anything else is the
-            // frontend's loss.
-            let _ = nix::unistd::write(call, &1_u64.to_ne_bytes());
+    pub fn notify(&mut self, memory: &SharedMemory) -> Result<bool, virtio_queue::Error> {
+        let wanted = used::wants_call(&self.queue, memory, self.told)?;
+        self.told = self.queue.next_used();
+        if let Some(call) = self.call.as_ref().filter(|_| wanted) {
+            signal(call);
         }
-        Ok(())
+        Ok(wanted)
     }
 
     /// Asks the guest to stop kicking while the ring is being worked off.
@@ -166,10 +195,6 @@ impl Vring {
         self.queue.set_next_avail(index);
     }
 
-    pub(crate) fn next_available(&self) -> u16 {
-        self.queue.next_avail()
-    }
-
     pub(crate) fn set_event_idx(&mut self, on: bool) {
         self.queue.set_event_idx(on);
     }
@@ -184,9 +209,7 @@ impl Vring {
     /// too many is harmless, a missing one is not.
     pub(crate) fn set_call(&mut self, call: Option<File>) {
         self.call = call.inspect(never_block);
-        if let Some(call) = &self.call {
-            let _ = nix::unistd::write(call, &1_u64.to_ne_bytes());
-        }
+        self.call.iter().for_each(signal);
     }
 
     pub(crate) fn set_error(&mut self, error: Option<File>) {
@@ -208,6 +231,7 @@ impl Vring {
         }
         let used = self.queue.used_idx(memory, Ordering::Acquire)?.0;
         self.queue.set_next_used(used);
+        self.told = used;
         self.kick = kick.inspect(never_block);
         self.started = true;
         self.deferred = true;
@@ -226,10 +250,31 @@ impl Vring {
     /// Stops the ring because the guest broke it, and tells the frontend.
     pub(crate) fn fail(&mut self) {
         self.stop();
-        if let Some(error) = &self.error {
-            let _ = nix::unistd::write(error, &1_u64.to_ne_bytes());
+        self.error.iter().for_each(signal);
+    }
+}
+
+#[cfg(feature = "test-driver")]
+impl Vring {
+    /// A running ring without a frontend, to test a device on `queue` alone.
+    pub fn over(queue: virtio_queue::Queue) -> Self {
+        Self {
+            told: queue.next_used(),
+            queue,
+            kick: None,
+            call: None,
+            error: None,
+            started: true,
+            enabled: true,
+            deferred: false,
         }
     }
+}
+
+fn signal(eventfd: &File) {
+    // Full means that it is signalled already; anything else is the frontend's
+    // loss.
+    let _ = nix::unistd::write(eventfd, &1_u64.to_ne_bytes());
 }
 
 /// A frontend could pass a descriptor that blocks and so hold the thread.

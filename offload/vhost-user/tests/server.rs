@@ -4,21 +4,30 @@
 #![allow(clippy::unwrap_used, reason = "a test's own steps")]
 
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use longship_vhost_user::driver::{
-    Driver, INDIRECT, MEMORY_SIZE, MEMORY_START, NEXT, Piece, RING_SIZE, RawDescriptor, WRITE,
+    Driver, INDIRECT, MEMORY_SIZE, MEMORY_START, NEXT, PATIENCE, Piece, RING_SIZE, RawDescriptor,
+    WRITE,
 };
-use longship_vhost_user::{Buffers, Device, RingError, ServeError, Server, SharedMemory, Vring};
+use longship_vhost_user::{
+    Buffers, Device, RingError, ServeError, Server, SharedMemory, Used, Vring,
+};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use proptest::prelude::*;
 use vhost::VhostBackend;
-use vhost::vhost_user::VhostUserFrontend;
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
 
 /// Writes what it reads, backwards.
 struct Mirror;
 
 const LIMIT: usize = 16;
+
+/// VIRTIO_F_INDIRECT_DESC, VHOST_USER_F_PROTOCOL_FEATURES
+const INDIRECT_DESC: u64 = 1 << 28;
+const PROTOCOL_FEATURES: u64 = 1 << 30;
 
 impl Mirror {
     fn drain(ring: &mut Vring, memory: &SharedMemory) -> Result<(), virtio_queue::Error> {
@@ -48,6 +57,8 @@ impl Mirror {
 }
 
 impl Device for Mirror {
+    const NAME: &'static str = "mirror";
+
     fn queue_count(&self) -> usize {
         2
     }
@@ -67,6 +78,62 @@ impl Device for Mirror {
         memory: &SharedMemory,
     ) -> Result<(), RingError> {
         Self::drain(&mut rings[index], memory).map_err(|source| RingError {
+            ring: index,
+            source,
+        })
+    }
+}
+
+/// Hands all that is there back at once, the last first, and takes indirect
+/// tables only.
+struct Pile;
+
+impl Device for Pile {
+    const NAME: &'static str = "pile";
+
+    fn queue_count(&self) -> usize {
+        1
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn config(&self) -> &[u8] {
+        &[]
+    }
+
+    fn negotiated(&mut self, features: u64) -> std::io::Result<()> {
+        if features & INDIRECT_DESC == 0 {
+            return Err(std::io::ErrorKind::Unsupported.into());
+        }
+        Ok(())
+    }
+
+    fn process(
+        &mut self,
+        index: usize,
+        rings: &mut [Vring],
+        memory: &SharedMemory,
+    ) -> Result<(), RingError> {
+        let ring = &mut rings[index];
+        let pile = |ring: &mut Vring| {
+            let mut heads = Vec::new();
+            while let Some(chain) = ring.pop(memory)? {
+                heads.push(chain.head_index());
+            }
+            // The last comes when it is taken again.
+            if heads.len() > 1 && heads.pop().is_some() {
+                ring.unpop(1);
+            }
+            let used = (0..).zip(heads);
+            let mut used: Vec<Used> = used.map(|(written, head)| Used { head, written }).collect();
+            used.reverse();
+            ring.publish(memory, &used)?;
+            ring.notify(memory)?;
+            Ok(())
+        };
+        pile(ring).map_err(|source| RingError {
             ring: index,
             source,
         })
@@ -105,6 +172,88 @@ fn both_rings_are_served_with_and_without_indirect_tables_and_event_idx() {
             mirrored(&mut driver, (i % 2) as usize, &i.to_le_bytes(), indirect);
         }
     }
+}
+
+#[test]
+fn a_frontend_without_protocol_features_is_served() {
+    let (_dir, server) = served();
+    let mut driver = Driver::connect(server.socket(), 2, PROTOCOL_FEATURES);
+    mirrored(&mut driver, 0, b"as in 2014", false);
+}
+
+#[test]
+fn rings_may_be_enabled_before_features_are_accepted() {
+    let (_dir, server) = served();
+    let mut connection = UnixStream::connect(server.socket()).unwrap();
+    for ring in 0..2_u32 {
+        // SET_VRING_ENABLE, version 1, and two words: the ring, and 1.
+        for word in [18, 1, 8, ring, 1] {
+            connection.write_all(&word.to_ne_bytes()).unwrap();
+        }
+    }
+    let memory = Driver::memory_file();
+    fcntl(&memory, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).unwrap();
+    let mut driver = Driver::talk(connection, 2, 0, memory).unwrap();
+    for ring in 0..2 {
+        driver.set_up(ring, 0);
+        mirrored(&mut driver, ring, b"enabled already", false);
+    }
+}
+
+#[test]
+fn chains_handed_back_together_are_one_call() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("device"), Pile).unwrap();
+    // Without EVENT_IDX the driver is called for everything.
+    let mut driver = Driver::connect(server.socket(), 1, 1 << 29);
+    // An answer: what the device does at a ring's start is over.
+    driver.frontend.get_features().unwrap();
+    driver.take_calls(0);
+    let heads: Vec<u16> = (0..4)
+        .map(|_| driver.submit(0, &[Piece::Write(8)], false).head)
+        .collect();
+    driver.kick(0);
+    let begin = Instant::now();
+    let mut calls = 0;
+    while calls == 0 && begin.elapsed() < PATIENCE {
+        calls = driver.take_calls(0);
+    }
+    for (i, written) in [(2, 2), (1, 1), (0, 0)] {
+        assert_eq!(driver.take_used(0), Some((heads[i], written)));
+    }
+    assert_eq!((calls, driver.take_used(0)), (1, None));
+    driver.kick(0);
+    assert_eq!(driver.wait_used(0), Some((heads[3], 0)));
+}
+
+#[test]
+fn a_device_may_refuse_what_the_driver_accepted() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("device"), Pile).unwrap();
+    let frontend = Frontend::connect(server.socket(), 1).unwrap();
+    let features = frontend.get_features().unwrap();
+    frontend.set_features(features & !INDIRECT_DESC).unwrap();
+    assert!(frontend.get_features().is_err(), "the connection goes on");
+    Driver::connect(server.socket(), 1, 0);
+}
+
+#[test]
+fn a_ring_that_is_no_longer_in_memory_stops() {
+    let (_dir, server) = served();
+    let mut driver = Driver::connect(server.socket(), 2, 0);
+    mirrored(&mut driver, 0, b"all there", false);
+    // The available ring's flags and index stay; its entries do not.
+    driver.share_again_without(0x4004..0x5000);
+    driver.make_available(0, 0);
+    driver.kick(0);
+    assert!(driver.wait_broken(0));
+}
+
+#[test]
+fn the_socket_is_its_users_alone() {
+    let (_dir, server) = served();
+    let mode = std::fs::metadata(server.socket()).unwrap().permissions();
+    assert_eq!(mode.mode() & 0o777, 0o600);
 }
 
 #[test]

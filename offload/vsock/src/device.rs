@@ -267,6 +267,8 @@ impl Backend {
 }
 
 impl Device for Backend {
+    const NAME: &'static str = "vsock";
+
     fn queue_count(&self) -> usize {
         RINGS
     }
@@ -289,7 +291,7 @@ impl Device for Backend {
         self.turn(rings, memory, index == SEND)
     }
 
-    fn wake_up(&self) -> Option<BorrowedFd<'_>> {
+    fn wake_up(&self, _rings: &[Vring]) -> Option<BorrowedFd<'_>> {
         Some(self.shared.wake.as_fd())
     }
 

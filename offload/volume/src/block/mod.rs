@@ -136,6 +136,8 @@ impl Backend {
 }
 
 impl Device for Backend {
+    const NAME: &'static str = "blk";
+
     fn queue_count(&self) -> usize {
         1
     }
