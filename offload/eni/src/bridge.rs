@@ -5,10 +5,10 @@ use std::net::SocketAddrV4;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use longship_vhost_user::Server;
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::net::{Counters, Device};
-use crate::vhost_user::Server;
+use crate::net::{Counters, NetDevice};
 use crate::vpc::Vpc;
 use crate::{EniError, EniProvider, EniSpec, EniStats};
 
@@ -199,7 +199,7 @@ impl Registry {
 impl Eni {
     fn make(&self) -> Result<Server, EniError> {
         let tap = self.vpc.create_tap(&self.spec.tap_name(), self.spec.mtu)?;
-        let device = Device::new(&self.spec, tap, self.counters.clone());
+        let device = NetDevice::new(&self.spec, tap, self.counters.clone());
         let server = Server::start(&self.spec.socket, device)?;
         tracing::info!(
             eni = self.spec.id, vpc = self.spec.vpc, address = %self.spec.address, "ENI prepared"

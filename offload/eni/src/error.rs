@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use longship_framed::error::{Class, Failure};
+use longship_vhost_user::ServeError;
 
 /// Why an ENI could not be prepared, released or reached.
 #[derive(Debug, thiserror::Error)]
@@ -119,6 +120,29 @@ fn class_of(error: &io::Error) -> Class {
             Class::Exhausted
         }
         _ => Class::Internal,
+    }
+}
+
+impl From<ServeError> for EniError {
+    fn from(error: ServeError) -> Self {
+        let taken = |path: PathBuf, how: &str| Self::Conflict {
+            field: "socket",
+            message: format!("{} {how}", path.display()),
+        };
+        match error {
+            ServeError::InUse(path) => taken(path, "is served by another process"),
+            ServeError::NotASocket(path) => taken(path, "exists and is no socket"),
+            ServeError::Bind { path, source } => Self::Socket {
+                path,
+                doing: "listening",
+                source,
+            },
+            ServeError::Thread { path, source } => Self::Socket {
+                path,
+                doing: "starting its thread",
+                source,
+            },
+        }
     }
 }
 

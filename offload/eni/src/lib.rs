@@ -24,7 +24,6 @@ mod net;
 mod provider;
 mod spec;
 mod tap;
-mod vhost_user;
 mod vpc;
 
 pub use bridge::BridgeEnis;

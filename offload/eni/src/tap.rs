@@ -19,7 +19,6 @@ mod ioctl {
 #[derive(Debug)]
 pub(crate) struct Tap {
     file: File,
-    name: String,
 }
 
 impl Tap {
@@ -48,18 +47,10 @@ impl Tap {
         // SAFETY: `fd` is open, and TUNSETVNETHDRSZ reads one int.
         unsafe { ioctl::set_header_len(fd, &raw const header_len) }
             .map_err(|e| failed("setting its header", e.into()))?;
-        let tap = Self {
-            file,
-            name: name.to_owned(),
-        };
+        let tap = Self { file };
         tap.set_offloads(Offloads::default())
             .map_err(|e| failed("setting its offloads", e))?;
         Ok(tap)
-    }
-
-    /// Its name.
-    pub(crate) fn name(&self) -> &str {
-        &self.name
     }
 
     /// Says what its reader can cope with; everything else the kernel does

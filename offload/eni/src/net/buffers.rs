@@ -4,10 +4,9 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use longship_vhost_user::SharedMemory;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{GuestMemoryBackend, VolatileSlice};
-
-use super::Memory;
 
 /// Most pieces that one chain may have. Linux sends at most 19.
 pub(super) const MAX_PIECES: usize = 128;
@@ -26,7 +25,7 @@ pub(super) struct BadChain;
 pub(super) struct Pieces<'m> {
     slices: Vec<VolatileSlice<'m, ()>>,
     vectors: Vec<libc::iovec>,
-    _memory: PhantomData<&'m Memory>,
+    _memory: PhantomData<&'m SharedMemory>,
 }
 
 impl<'m> Pieces<'m> {
@@ -34,7 +33,7 @@ impl<'m> Pieces<'m> {
     /// nothing is added.
     pub(super) fn add(
         &mut self,
-        memory: &'m Memory,
+        memory: &'m SharedMemory,
         descriptors: impl Iterator<Item = Descriptor>,
     ) -> Result<usize, BadChain> {
         let before = self.slices.len();
@@ -48,7 +47,7 @@ impl<'m> Pieces<'m> {
 
     fn try_add(
         &mut self,
-        memory: &'m Memory,
+        memory: &'m SharedMemory,
         descriptors: impl Iterator<Item = Descriptor>,
         limit: usize,
     ) -> Result<usize, BadChain> {

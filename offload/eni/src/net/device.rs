@@ -4,21 +4,19 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use vhost::vhost_user::message::VhostUserVirtioFeatures;
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use longship_vhost_user::{Device, RingError, SharedMemory, Vring};
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
     VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF,
     VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
-use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::Queue;
+use virtio_queue::Error;
 
+use super::Turn;
 use super::filter::SourceFilter;
 use super::receive::Receiver;
 use super::stats::Counters;
 use super::transmit::Transmitter;
-use super::{BrokenRing, Memory, Turn};
 use crate::EniSpec;
 use crate::tap::{Offloads, Tap};
 
@@ -26,8 +24,12 @@ use crate::tap::{Offloads, Tap};
 /// than the TAP's queue holds.
 const DRAIN: usize = 4096;
 
-/// Features of the device type and the rings, by their bits.
-const FEATURES: [u32; 13] = [
+/// Its rings (virtio 1.2 §5.1.2).
+const RINGS: usize = 2;
+const RECEIVE: usize = 0;
+
+/// Features of the device type, by their bits.
+const FEATURES: [u32; 10] = [
     VIRTIO_NET_F_CSUM,
     VIRTIO_NET_F_GUEST_CSUM,
     VIRTIO_NET_F_MTU,
@@ -38,36 +40,31 @@ const FEATURES: [u32; 13] = [
     VIRTIO_NET_F_HOST_TSO6,
     VIRTIO_NET_F_MRG_RXBUF,
     VIRTIO_NET_F_STATUS,
-    VIRTIO_RING_F_INDIRECT_DESC,
-    VIRTIO_RING_F_EVENT_IDX,
-    VIRTIO_F_VERSION_1,
 ];
 
 /// An ENI's device. It outlives its frontends.
 #[derive(Debug)]
-pub(crate) struct Device {
+pub(crate) struct NetDevice {
     tap: Tap,
     offloads: Offloads,
+    /// VIRTIO_NET_F_MRG_RXBUF was accepted.
+    mergeable: bool,
+    /// Packets may wait, but only a kick of the guest goes on.
+    starved: bool,
     filter: SourceFilter,
     mtu: u16,
     config: [u8; 12],
     counters: Arc<Counters>,
 }
 
-/// What a turn of a ring has come to.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct TurnEnd {
-    pub(crate) turn: Turn,
-    /// The guest wants to be called.
-    pub(crate) call: bool,
-}
-
-impl Device {
+impl NetDevice {
     /// The device of `spec` on its TAP.
     pub(crate) fn new(spec: &EniSpec, tap: Tap, counters: Arc<Counters>) -> Self {
         Self {
             tap,
             offloads: Offloads::default(),
+            mergeable: false,
+            starved: false,
             filter: SourceFilter::new(spec.mac, spec.address),
             mtu: spec.mtu,
             config: config(spec),
@@ -75,30 +72,64 @@ impl Device {
         }
     }
 
-    /// Name of its TAP.
-    pub(crate) fn name(&self) -> &str {
-        self.tap.name()
+    /// Gives packets to the guest.
+    fn receive(&self, ring: &mut Vring, memory: &SharedMemory) -> Result<Turn, Error> {
+        let receiver = Receiver {
+            tap: self.tap.as_fd(),
+            mtu: self.mtu.into(),
+            mergeable: self.mergeable,
+            segmented: self.offloads.segments(),
+            counters: &self.counters,
+        };
+        receiver.run(ring, memory)
     }
 
-    /// Readable when a packet waits for the guest.
-    pub(crate) fn packets(&self) -> BorrowedFd<'_> {
-        self.tap.as_fd()
+    /// Takes packets from the guest.
+    fn transmit(&self, ring: &mut Vring, memory: &SharedMemory) -> Result<Turn, Error> {
+        let transmitter = Transmitter {
+            tap: self.tap.as_fd(),
+            filter: self.filter,
+            mtu: self.mtu.into(),
+            counters: &self.counters,
+        };
+        transmitter.run(ring, memory)
     }
 
-    /// What it offers, with the bit of vhost-user itself.
-    pub(crate) fn features() -> u64 {
-        let own = FEATURES.iter().fold(0, |all, bit| all | 1 << bit);
-        own | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+    fn turn(&mut self, index: usize, ring: &mut Vring, memory: &SharedMemory) -> Result<(), Error> {
+        let turn = if index == RECEIVE {
+            let turn = self.receive(ring, memory)?;
+            self.starved = turn == Turn::Starved;
+            turn
+        } else {
+            self.transmit(ring, memory)?
+        };
+        ring.notify(memory)?;
+        if turn == Turn::More {
+            ring.defer();
+        }
+        Ok(())
+    }
+}
+
+impl Device for NetDevice {
+    const NAME: &'static str = "eni";
+
+    fn queue_count(&self) -> usize {
+        RINGS
     }
 
-    /// The configuration space.
-    pub(crate) fn config(&self) -> &[u8] {
+    fn features(&self) -> u64 {
+        FEATURES.iter().fold(0, |all, bit| all | 1 << bit)
+    }
+
+    fn config(&self) -> &[u8] {
         &self.config
     }
 
-    /// The driver has accepted these features. Has the kernel do what this guest
-    /// cannot, and forgets packets that wait in a form that another could take.
-    pub(crate) fn accept(&mut self, features: u64) -> io::Result<()> {
+    /// Has the kernel do what this guest cannot, and forgets packets that wait
+    /// in a form that another could take.
+    fn negotiated(&mut self, features: u64) -> io::Result<()> {
+        self.mergeable = has(features, VIRTIO_NET_F_MRG_RXBUF);
         let offloads = Offloads {
             checksum: has(features, VIRTIO_NET_F_GUEST_CSUM),
             tso4: has(features, VIRTIO_NET_F_GUEST_TSO4),
@@ -112,36 +143,33 @@ impl Device {
         Ok(())
     }
 
-    /// Gives packets to the guest.
-    pub(crate) fn receive(
-        &self,
-        queue: &mut Queue,
-        memory: &Memory,
-        features: u64,
-    ) -> Result<TurnEnd, BrokenRing> {
-        let receiver = Receiver {
-            tap: self.tap.as_fd(),
-            mtu: self.mtu.into(),
-            mergeable: has(features, VIRTIO_NET_F_MRG_RXBUF),
-            segmented: self.offloads.segments(),
-            counters: &self.counters,
+    fn process(
+        &mut self,
+        index: usize,
+        rings: &mut [Vring],
+        memory: &SharedMemory,
+    ) -> Result<(), RingError> {
+        let Some(ring) = rings.get_mut(index) else {
+            return Ok(());
         };
-        receiver.run(queue, memory)
+        self.turn(index, ring, memory).map_err(|source| RingError {
+            ring: index,
+            source,
+        })
     }
 
-    /// Takes packets from the guest.
-    pub(crate) fn transmit(
-        &self,
-        queue: &mut Queue,
-        memory: &Memory,
-    ) -> Result<TurnEnd, BrokenRing> {
-        let transmitter = Transmitter {
-            tap: self.tap.as_fd(),
-            filter: self.filter,
-            mtu: self.mtu.into(),
-            counters: &self.counters,
-        };
-        transmitter.run(queue, memory)
+    /// The TAP, unless its packets would find no place: it would be readable
+    /// all the time.
+    fn wake_up(&self, rings: &[Vring]) -> Option<BorrowedFd<'_>> {
+        let running = rings.get(RECEIVE).is_some_and(Vring::is_running);
+        (running && !self.starved).then(|| self.tap.as_fd())
+    }
+
+    fn woken(&mut self, rings: &mut [Vring], _memory: &SharedMemory) -> Result<(), RingError> {
+        if let Some(ring) = rings.get_mut(RECEIVE) {
+            ring.defer();
+        }
+        Ok(())
     }
 }
 

@@ -12,15 +12,11 @@ mod receive;
 mod rings;
 mod stats;
 mod transmit;
-mod used;
 
-pub(crate) use device::{Device, TurnEnd};
+pub(crate) use device::NetDevice;
 pub(crate) use header::HEADER_LEN;
 pub(crate) use stats::Counters;
 pub use stats::EniStats;
-
-/// Guest memory as a frontend shares it.
-pub(crate) type Memory = vm_memory::GuestMemoryMmap<()>;
 
 /// Length of an Ethernet header in bytes.
 const ETHERNET_LEN: usize = 14;
@@ -37,26 +33,4 @@ pub(crate) enum Turn {
     More,
     /// Packets may wait, but only a kick of the guest goes on.
     Starved,
-}
-
-/// The guest broke the rules of a ring; it stays untouched until it is set up anew.
-#[derive(Debug, thiserror::Error)]
-#[error("broken ring: {0}")]
-pub(crate) struct BrokenRing(#[from] virtio_queue::Error);
-
-impl From<vm_memory::GuestMemoryError> for BrokenRing {
-    fn from(error: vm_memory::GuestMemoryError) -> Self {
-        Self(virtio_queue::Error::GuestMemory(error))
-    }
-}
-
-/// Before a turn: all of the ring lies in guest memory, so that no access to it
-/// fails half-way and a loop over it always moves on.
-fn check_ring(queue: &virtio_queue::Queue, memory: &Memory) -> Result<(), BrokenRing> {
-    use virtio_queue::QueueT;
-    if queue.is_valid(memory) {
-        Ok(())
-    } else {
-        Err(virtio_queue::Error::QueueNotReady.into())
-    }
 }

@@ -4,14 +4,14 @@ use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::os::fd::BorrowedFd;
 
+use longship_vhost_user::{SharedMemory, Used, Vring};
+use virtio_queue::Error;
 use virtio_queue::desc::split::Descriptor;
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
 use super::buffers::Pieces;
 use super::header::{HEADER_LEN, NUM_BUFFERS_OFFSET};
 use super::stats::{Counters, count};
-use super::used::{self, Used};
-use super::{BATCH, BrokenRing, ETHERNET_LEN, Memory, Turn, TurnEnd, check_ring};
+use super::{BATCH, ETHERNET_LEN, Turn};
 
 /// Most bytes that the TAP gives at once where the guest takes segments larger
 /// than the MTU.
@@ -57,30 +57,26 @@ enum Room {
 
 impl Receiver<'_> {
     /// Fills the guest's buffers while there are packets, up to a batch.
-    pub(super) fn run(&self, queue: &mut Queue, memory: &Memory) -> Result<TurnEnd, BrokenRing> {
-        check_ring(queue, memory)?;
-        let before = queue.next_used();
+    pub(super) fn run(&self, ring: &mut Vring, memory: &SharedMemory) -> Result<Turn, Error> {
         let mut hand = Hand::default();
-        let moved = self.fill_batch(queue, memory, &mut hand);
+        let moved = self.fill_batch(ring, memory, &mut hand);
         // What was taken and not used is the guest's again; a frontend may ask
         // for the ring's position at any time.
         let unused = u16::try_from(hand.chains.len()).unwrap_or(u16::MAX);
-        queue.set_next_avail(queue.next_avail().wrapping_sub(unused));
-        let turn = moved?;
-        let call = used::wants_interrupt(queue, memory, before)?;
-        Ok(TurnEnd { turn, call })
+        ring.unpop(unused);
+        moved
     }
 
     fn fill_batch<'m>(
         &self,
-        queue: &mut Queue,
-        memory: &'m Memory,
+        ring: &mut Vring,
+        memory: &'m SharedMemory,
         hand: &mut Hand<'m>,
-    ) -> Result<Turn, BrokenRing> {
-        queue.disable_notification(memory)?;
+    ) -> Result<Turn, Error> {
+        ring.disable_kicks(memory)?;
         let mut done = Vec::new();
         for _ in 0..BATCH {
-            if matches!(self.make_room(queue, memory, hand)?, Room::Wait) {
+            if matches!(self.make_room(ring, memory, hand)?, Room::Wait) {
                 return Ok(Turn::Starved);
             }
             let len = match hand.pieces.read_from(self.tap, hand.first) {
@@ -96,7 +92,7 @@ impl Receiver<'_> {
                 continue;
             }
             hand.take(len, &mut done);
-            used::publish(queue, memory, &done)?;
+            ring.publish(memory, &done)?;
             count(&self.counters.rx_packets, 1);
             count(&self.counters.rx_bytes, len - HEADER_LEN);
         }
@@ -116,13 +112,13 @@ impl Receiver<'_> {
     /// has been read, and what does not fit then is lost.
     fn make_room<'m>(
         &self,
-        queue: &mut Queue,
-        memory: &'m Memory,
+        ring: &mut Vring,
+        memory: &'m SharedMemory,
         hand: &mut Hand<'m>,
-    ) -> Result<Room, BrokenRing> {
+    ) -> Result<Room, Error> {
         loop {
             let most = if self.mergeable {
-                usize::from(queue.size())
+                usize::from(ring.size())
             } else {
                 1
             };
@@ -130,14 +126,14 @@ impl Receiver<'_> {
                 hand.chains.len() >= most || hand.pieces.count() - hand.first >= MAX_HELD
             };
             while hand.capacity < self.largest() && !full(hand) {
-                let Some(chain) = queue.iter(memory)?.next() else {
+                let Some(chain) = ring.pop(memory)? else {
                     break;
                 };
                 let head = chain.head_index();
                 // A buffer that holds nothing is no driver's; and as the ring
                 // has only one order, it cannot be given back alone.
                 if !hand.add(memory, head, chain.writable()) {
-                    return Err(virtio_queue::Error::InvalidChain.into());
+                    return Err(Error::InvalidChain);
                 }
             }
             // A guest that never has room for the largest packet still gets the
@@ -145,10 +141,10 @@ impl Receiver<'_> {
             if hand.capacity >= self.largest() || (hand.capacity > 0 && full(hand)) {
                 return Ok(Room::Enough);
             }
-            if !queue.enable_notification(memory)? {
+            if !ring.enable_kicks(memory)? {
                 return Ok(Room::Wait);
             }
-            queue.disable_notification(memory)?;
+            ring.disable_kicks(memory)?;
         }
     }
 }
@@ -157,7 +153,7 @@ impl<'m> Hand<'m> {
     /// Takes a chain in hand; false where it has no room for anything.
     fn add(
         &mut self,
-        memory: &'m Memory,
+        memory: &'m SharedMemory,
         head: u16,
         descriptors: impl Iterator<Item = Descriptor>,
     ) -> bool {

@@ -3,6 +3,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use longship_vhost_user::{SharedMemory, Vring};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use proptest::prelude::*;
@@ -11,7 +12,7 @@ use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRI
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::mock::MockSplitQueue;
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::{Error, Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::filter::tests::{ADDRESS, MAC, arp, filter, ipv4};
@@ -19,14 +20,14 @@ use super::header::HEADER_LEN;
 use super::receive::Receiver;
 use super::stats::Counters;
 use super::transmit::Transmitter;
-use super::{BATCH, Memory, Turn};
+use super::{BATCH, Turn};
 
 const SIZE: u16 = 64;
 const BUFFERS: u64 = 0x10_0000;
 const MTU: usize = 1500;
 
 struct Bench {
-    memory: Memory,
+    memory: SharedMemory,
     ours: OwnedFd,
     network: OwnedFd,
     counters: Counters,
@@ -49,29 +50,25 @@ impl Bench {
             (GuestAddress(0x18_0000), 0x18_0000),
         ];
         Self {
-            memory: Memory::from_ranges(&regions).unwrap(),
+            memory: SharedMemory::from_ranges(&regions).unwrap(),
             ours,
             network,
             counters: Counters::default(),
         }
     }
 
-    fn transmit(&self, queue: &mut Queue) -> Result<(Turn, bool), super::BrokenRing> {
+    fn transmit(&self, ring: &mut Vring) -> Result<(Turn, bool), Error> {
         let transmitter = Transmitter {
             tap: self.ours.as_fd(),
             filter: filter(),
             mtu: MTU,
             counters: &self.counters,
         };
-        let end = transmitter.run(queue, &self.memory)?;
-        Ok((end.turn, end.call))
+        let turn = transmitter.run(ring, &self.memory)?;
+        Ok((turn, ring.notify(&self.memory)?))
     }
 
-    fn receive(
-        &self,
-        queue: &mut Queue,
-        mergeable: bool,
-    ) -> Result<(Turn, bool), super::BrokenRing> {
+    fn receive(&self, ring: &mut Vring, mergeable: bool) -> Result<(Turn, bool), Error> {
         let receiver = Receiver {
             tap: self.ours.as_fd(),
             mtu: MTU,
@@ -79,8 +76,8 @@ impl Bench {
             segmented: false,
             counters: &self.counters,
         };
-        let end = receiver.run(queue, &self.memory)?;
-        Ok((end.turn, end.call))
+        let turn = receiver.run(ring, &self.memory)?;
+        Ok((turn, ring.notify(&self.memory)?))
     }
 
     /// What has come out at the network's end, without headers.
@@ -100,7 +97,7 @@ impl Bench {
     }
 
     /// Chains for the guest's frames, cut into pieces of `cut` bytes.
-    fn offer(&self, ring: &MockSplitQueue<'_, Memory>, frames: &[Vec<u8>], cut: usize) {
+    fn offer(&self, ring: &MockSplitQueue<'_, SharedMemory>, frames: &[Vec<u8>], cut: usize) {
         let mut at = BUFFERS;
         let mut index = 0;
         for frame in frames {
@@ -120,7 +117,12 @@ impl Bench {
 }
 
 /// Adds one chain of descriptors that lie at `start`.
-fn add(ring: &MockSplitQueue<'_, Memory>, start: u16, chain: &[(u64, usize, u16)], flags: u32) {
+fn add(
+    ring: &MockSplitQueue<'_, SharedMemory>,
+    start: u16,
+    chain: &[(u64, usize, u16)],
+    flags: u32,
+) {
     let descriptors: Vec<RawDescriptor> = chain
         .iter()
         .enumerate()
@@ -140,14 +142,14 @@ fn add(ring: &MockSplitQueue<'_, Memory>, start: u16, chain: &[(u64, usize, u16)
 }
 
 /// Empty buffers of that size for packets to come.
-fn add_buffers(ring: &MockSplitQueue<'_, Memory>, first: u16, count: u16, len: usize) {
+fn add_buffers(ring: &MockSplitQueue<'_, SharedMemory>, first: u16, count: u16, len: usize) {
     for i in first..first + count {
         let at = BUFFERS + u64::from(i) * 0x1000;
         add(ring, i, &[(at, len, 0)], VRING_DESC_F_WRITE);
     }
 }
 
-fn used(bench: &Bench, ring: &MockSplitQueue<'_, Memory>) -> Vec<(u32, u32)> {
+fn used(bench: &Bench, ring: &MockSplitQueue<'_, SharedMemory>) -> Vec<(u32, u32)> {
     let count: u16 = ring.used().idx().load();
     (0..count)
         .map(|i| {
@@ -174,8 +176,8 @@ fn own_frames_go_out_however_they_are_cut() {
             vec![udp(100), arp(1, MAC, ADDRESS)]
         };
         bench.offer(&ring, &frames, cut);
-        let mut queue: Queue = ring.create_queue().unwrap();
-        let (turn, interrupt) = bench.transmit(&mut queue).unwrap();
+        let mut vring = Vring::over(ring.create_queue().unwrap());
+        let (turn, interrupt) = bench.transmit(&mut vring).unwrap();
         assert_eq!((turn, interrupt), (Turn::Done, true));
         assert_eq!(bench.sent(), frames, "cut into {cut}");
         assert_eq!(used(&bench, &ring).len(), frames.len());
@@ -204,8 +206,8 @@ fn refused_frames_are_counted_and_their_buffers_returned() {
         udp(MTU - 20),
     ];
     bench.offer(&ring, &frames, 2000);
-    let mut queue: Queue = ring.create_queue().unwrap();
-    bench.transmit(&mut queue).unwrap();
+    let mut vring = Vring::over(ring.create_queue().unwrap());
+    bench.transmit(&mut vring).unwrap();
     assert_eq!(bench.sent(), [udp(MTU - 20)]);
     assert_eq!(used(&bench, &ring).len(), 5);
     let stats = bench.counters.read();
@@ -220,8 +222,8 @@ fn a_full_network_loses_frames_but_never_blocks() {
     nix::sys::socket::setsockopt(&bench.ours, nix::sys::socket::sockopt::SndBuf, &4096).unwrap();
     let ring = MockSplitQueue::new(&bench.memory, SIZE);
     bench.offer(&ring, &vec![udp(1000); 64], 2000);
-    let mut queue: Queue = ring.create_queue().unwrap();
-    bench.transmit(&mut queue).unwrap();
+    let mut vring = Vring::over(ring.create_queue().unwrap());
+    bench.transmit(&mut vring).unwrap();
     assert_eq!(used(&bench, &ring).len(), 64);
     let stats = bench.counters.read();
     assert!(stats.tx_failed > 0);
@@ -233,16 +235,16 @@ fn a_packet_is_spread_over_mergeable_buffers() {
     let bench = Bench::new();
     let ring = MockSplitQueue::new(&bench.memory, SIZE);
     add_buffers(&ring, 0, 20, 128);
-    let mut queue: Queue = ring.create_queue().unwrap();
+    let mut vring = Vring::over(ring.create_queue().unwrap());
     bench.arrive(&udp(300)).unwrap();
     bench.arrive(&udp(1)).unwrap();
-    assert_eq!(bench.receive(&mut queue, true).unwrap(), (Turn::Done, true));
+    assert_eq!(bench.receive(&mut vring, true).unwrap(), (Turn::Done, true));
     // 12 + 34 + 300 bytes in three of 128; then 12 + 34 + 1 in one.
     assert_eq!(used(&bench, &ring), [(0, 128), (1, 128), (2, 90), (3, 47)]);
     let count: u16 = bench.memory.read_obj(GuestAddress(BUFFERS + 10)).unwrap();
     assert_eq!(count, 3);
     assert_eq!(
-        queue.next_avail(),
+        vring.next_available(),
         4,
         "the other buffers are still the ring's"
     );
@@ -255,24 +257,25 @@ fn without_buffers_packets_wait_until_there_are_some() {
     let ring = MockSplitQueue::new(&bench.memory, SIZE);
     let mut queue: Queue = ring.create_queue().unwrap();
     queue.set_event_idx(true);
+    let mut vring = Vring::over(queue);
     bench.arrive(&udp(300)).unwrap();
     assert_eq!(
-        bench.receive(&mut queue, true).unwrap(),
+        bench.receive(&mut vring, true).unwrap(),
         (Turn::Starved, false)
     );
     // Too few for the largest packet: they go back, and the guest is asked to
     // kick when it adds the next.
     add_buffers(&ring, 0, 3, 128);
     assert_eq!(
-        bench.receive(&mut queue, true).unwrap(),
+        bench.receive(&mut vring, true).unwrap(),
         (Turn::Starved, false)
     );
-    assert_eq!(queue.next_avail(), 0);
+    assert_eq!(vring.next_available(), 0);
     let event_at = ring.used_addr().0 + 4 + 8 * u64::from(SIZE);
     let event: u16 = bench.memory.read_obj(GuestAddress(event_at)).unwrap();
     assert_eq!(event, 3);
     add_buffers(&ring, 3, 20, 128);
-    bench.receive(&mut queue, true).unwrap();
+    bench.receive(&mut vring, true).unwrap();
     assert_eq!(used(&bench, &ring).len(), 3);
     assert_eq!(bench.counters.read().rx_packets, 1);
 }
@@ -282,10 +285,10 @@ fn a_packet_larger_than_the_guests_buffer_is_lost_alone() {
     let bench = Bench::new();
     let ring = MockSplitQueue::new(&bench.memory, SIZE);
     add_buffers(&ring, 0, 2, 128);
-    let mut queue: Queue = ring.create_queue().unwrap();
+    let mut vring = Vring::over(ring.create_queue().unwrap());
     bench.arrive(&udp(300)).unwrap();
     bench.arrive(&udp(20)).unwrap();
-    bench.receive(&mut queue, false).unwrap();
+    bench.receive(&mut vring, false).unwrap();
     assert_eq!(used(&bench, &ring), [(0, 66)]);
     let stats = bench.counters.read();
     assert_eq!((stats.rx_dropped, stats.rx_packets), (1, 1));
@@ -297,10 +300,10 @@ fn a_guest_that_looks_itself_is_not_interrupted() {
     let ring = MockSplitQueue::new(&bench.memory, SIZE);
     add_buffers(&ring, 0, 20, 2048);
     bench.memory.write_obj(1_u16, ring.avail_addr()).unwrap();
-    let mut queue: Queue = ring.create_queue().unwrap();
+    let mut vring = Vring::over(ring.create_queue().unwrap());
     bench.arrive(&udp(20)).unwrap();
     assert_eq!(
-        bench.receive(&mut queue, true).unwrap(),
+        bench.receive(&mut vring, true).unwrap(),
         (Turn::Done, false)
     );
     assert_eq!(used(&bench, &ring).len(), 1);
@@ -310,10 +313,10 @@ fn a_guest_that_looks_itself_is_not_interrupted() {
 fn an_impossible_ring_index_stops_the_ring() {
     let bench = Bench::new();
     let ring = MockSplitQueue::new(&bench.memory, SIZE);
-    let mut queue: Queue = ring.create_queue().unwrap();
+    let mut vring = Vring::over(ring.create_queue().unwrap());
     ring.avail().idx().store(SIZE + 1);
-    assert!(bench.transmit(&mut queue).is_err());
-    assert!(bench.receive(&mut queue, true).is_err());
+    assert!(bench.transmit(&mut vring).is_err());
+    assert!(bench.receive(&mut vring, true).is_err());
 }
 
 #[test]
@@ -325,12 +328,13 @@ fn a_ring_that_reaches_out_of_memory_is_not_touched() {
     queue
         .try_set_avail_ring_address(GuestAddress(0x30_0000 - 4))
         .unwrap();
+    let mut vring = Vring::over(queue);
     bench
         .memory
         .write_obj(1_u16, GuestAddress(0x30_0000 - 2))
         .unwrap();
-    assert!(bench.transmit(&mut queue).is_err());
-    assert!(bench.receive(&mut queue, true).is_err());
+    assert!(bench.transmit(&mut vring).is_err());
+    assert!(bench.receive(&mut vring, true).is_err());
 }
 
 /// Descriptors as a hostile driver could write them: half of them plausible.
@@ -383,8 +387,9 @@ proptest! {
         ring.avail().idx().store(index);
         let mut queue: Queue = ring.create_queue().unwrap();
         queue.set_event_idx(event_idx);
+        let mut vring = Vring::over(queue);
         if transmit {
-            let _ = bench.transmit(&mut queue);
+            let _ = bench.transmit(&mut vring);
             for frame in bench.sent() {
                 prop_assert!(filter().check(&frame).is_ok());
             }
@@ -392,8 +397,8 @@ proptest! {
             for _ in 0..4 {
                 bench.arrive(&udp(500)).unwrap();
             }
-            let _ = bench.receive(&mut queue, mergeable);
+            let _ = bench.receive(&mut vring, mergeable);
         }
-        prop_assert!(usize::from(queue.next_avail()) <= usize::from(SIZE).max(BATCH));
+        prop_assert!(usize::from(vring.next_available()) <= usize::from(SIZE).max(BATCH));
     }
 }

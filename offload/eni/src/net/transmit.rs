@@ -2,14 +2,14 @@
 
 use std::os::fd::BorrowedFd;
 
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use longship_vhost_user::{SharedMemory, Used, Vring};
+use virtio_queue::Error;
 
 use super::buffers::Pieces;
 use super::filter::{LOOKED_AT, Refusal, SourceFilter};
 use super::header::{self, HEADER_LEN};
 use super::stats::{Counters, count};
-use super::used::{self, Used};
-use super::{BATCH, BrokenRing, ETHERNET_LEN, Memory, Turn, TurnEnd, check_ring};
+use super::{BATCH, ETHERNET_LEN, Turn};
 
 /// Most bytes of a frame with TCP segments to cut: an IP packet and its header.
 const MAX_SEGMENTED: usize = ETHERNET_LEN + 65_535;
@@ -24,34 +24,33 @@ pub(super) struct Transmitter<'a> {
 
 impl Transmitter<'_> {
     /// Sends what the guest has made available, up to a batch.
-    pub(super) fn run(&self, queue: &mut Queue, memory: &Memory) -> Result<TurnEnd, BrokenRing> {
-        check_ring(queue, memory)?;
-        let before = queue.next_used();
+    pub(super) fn run(&self, ring: &mut Vring, memory: &SharedMemory) -> Result<Turn, Error> {
         let mut pieces = Pieces::default();
         let mut done = Vec::new();
         let turn = loop {
-            queue.disable_notification(memory)?;
-            self.fill_batch(queue, memory, &mut pieces, &mut done)?;
+            ring.disable_kicks(memory)?;
+            self.fill_batch(ring, memory, &mut pieces, &mut done)?;
             if done.len() >= BATCH {
                 break Turn::More;
             }
-            if !queue.enable_notification(memory)? {
+            if !ring.enable_kicks(memory)? {
                 break Turn::Done;
             }
         };
-        used::publish(queue, memory, &done)?;
-        let call = used::wants_interrupt(queue, memory, before)?;
-        Ok(TurnEnd { turn, call })
+        ring.publish(memory, &done)?;
+        Ok(turn)
     }
 
     fn fill_batch<'m>(
         &self,
-        queue: &mut Queue,
-        memory: &'m Memory,
+        ring: &mut Vring,
+        memory: &'m SharedMemory,
         pieces: &mut Pieces<'m>,
         done: &mut Vec<Used>,
-    ) -> Result<(), BrokenRing> {
-        for chain in queue.iter(memory)?.take(BATCH - done.len()) {
+    ) -> Result<(), Error> {
+        while done.len() < BATCH
+            && let Some(chain) = ring.pop(memory)?
+        {
             done.push(Used {
                 head: chain.head_index(),
                 written: 0,
