@@ -47,7 +47,12 @@ pub(crate) fn command<S: AsRef<OsStr>>(
     let inherited = std::env::vars_os().filter(|(name, _)| {
         INHERITED.iter().any(|known| *name == **known) || name.as_bytes().starts_with(b"LONGSHIP_")
     });
-    let own = [(OsString::from("LONGSHIP_TESTBED"), OsString::from("1"))];
+    let own = [
+        ("LONGSHIP_TESTBED".into(), "1".into()),
+        // The overlay gives directories and files inode numbers that may be equal,
+        // which confuses who looks for hard links; a plain tmpfs does not.
+        ("TMPDIR".into(), "/dev/shm".into()),
+    ];
     let env = inherited.chain(own).chain(env.iter().cloned());
     write(command, &directory, env)
 }

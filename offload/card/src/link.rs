@@ -19,6 +19,8 @@ use crate::status::Reports;
 const RETRY_MIN: Duration = Duration::from_millis(200);
 /// The longest wait between attempts.
 const RETRY_MAX: Duration = Duration::from_secs(5);
+/// The largest message taken, in bytes: all assignments of a card come in one.
+const MESSAGE_BYTES: usize = 64 << 20;
 /// Messages on their way to the control plane.
 const OUTGOING: usize = 64;
 
