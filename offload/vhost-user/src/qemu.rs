@@ -6,13 +6,15 @@
     reason = "it exists for tests only, where a panic is the right answer"
 )]
 
-use std::io::{BufRead, BufReader};
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-/// How long a guest may take from the spawn of QEMU to its last word.
+/// How long a guest may take to say or do what is waited for.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A QEMU that runs; ended when dropped, with its console where a test failed.
@@ -21,7 +23,6 @@ pub struct Machine {
     qemu: Child,
     console: Receiver<String>,
     log: Vec<String>,
-    end: Instant,
 }
 
 /// A vhost-user device of the machine.
@@ -31,6 +32,9 @@ pub struct Frontend<'a> {
     pub device: &'a str,
     /// Where the backend listens.
     pub socket: &'a Path,
+    /// Whether it is a network card; QEMU has a netdev between those and their
+    /// socket.
+    pub network: bool,
 }
 
 /// The guest kernel: `$LONGSHIP_KERNEL`, or what `guest/kernel/build.sh` of the
@@ -53,9 +57,34 @@ pub fn last_line_of(script: &Path) -> PathBuf {
     PathBuf::from(text.lines().last().expect("the script printed nothing"))
 }
 
+/// An initramfs with busybox and `init` as its `/init`, made in `dir`.
+pub fn busybox_initramfs(dir: &Path, init: &str) -> PathBuf {
+    let busybox = "/bin/busybox";
+    let root = dir.join("initramfs");
+    fs::create_dir_all(root.join("bin")).unwrap();
+    fs::copy(busybox, root.join("bin/busybox"))
+        .unwrap_or_else(|e| panic!("{busybox} is needed (`make setup`): {e}"));
+    fs::write(root.join("init"), init).unwrap();
+    fs::set_permissions(root.join("init"), fs::Permissions::from_mode(0o755)).unwrap();
+    let archive = dir.join("initramfs.cpio");
+    let mut cpio = Command::new(busybox)
+        .args(["cpio", "-o", "-H", "newc"])
+        .current_dir(&root)
+        .stdin(Stdio::piped())
+        .stdout(fs::File::create(&archive).unwrap())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let names = b"init\nbin\nbin/busybox\n";
+    cpio.stdin.take().unwrap().write_all(names).unwrap();
+    assert!(cpio.wait().unwrap().success(), "packing the initramfs");
+    archive
+}
+
 impl Machine {
-    /// Boots `kernel` with `initramfs` and `devices`.
-    pub fn boot(kernel: &Path, initramfs: &Path, devices: &[Frontend<'_>]) -> Self {
+    /// Boots `kernel` with `initramfs` and `devices`, and `words` for the guest
+    /// on the kernel's command line.
+    pub fn boot(kernel: &Path, initramfs: &Path, words: &str, devices: &[Frontend<'_>]) -> Self {
         assert!(kernel.is_file(), "no kernel at {}", kernel.display());
         let mut command = Command::new("qemu-system-x86_64");
         command
@@ -63,16 +92,25 @@ impl Machine {
             .args(["-object", "memory-backend-memfd,id=ram,size=256M,share=on"])
             .args(["-cpu", "max", "-m", "256M", "-smp", "1", "-nodefaults"])
             .args(["-no-user-config", "-display", "none", "-serial", "stdio"])
-            .args(["-no-reboot", "-append", "console=ttyS0 reboot=k panic=-1"])
+            .arg("-no-reboot")
+            .args([
+                "-append",
+                &format!("console=ttyS0 reboot=k panic=-1 {words}"),
+            ])
             .arg("-kernel")
             .arg(kernel)
             .arg("-initrd")
             .arg(initramfs);
         for (i, frontend) in devices.iter().enumerate() {
             let socket = frontend.socket.display();
-            command
-                .args(["-chardev", &format!("socket,id=c{i},path={socket}")])
-                .args(["-device", &format!("{},chardev=c{i}", frontend.device)]);
+            command.args(["-chardev", &format!("socket,id=c{i},path={socket}")]);
+            let mut backend = format!("chardev=c{i}");
+            if frontend.network {
+                let netdev = format!("vhost-user,id=n{i},{backend}");
+                command.args(["-netdev", &netdev]);
+                backend = format!("netdev=n{i}");
+            }
+            command.args(["-device", &format!("{},{backend}", frontend.device)]);
         }
         let mut qemu = command
             .stdin(Stdio::null())
@@ -93,7 +131,6 @@ impl Machine {
             qemu,
             console,
             log: Vec::new(),
-            end: Instant::now() + PATIENCE,
         }
     }
 
@@ -102,7 +139,8 @@ impl Machine {
     /// # Panics
     /// Where the guest ends or takes too long.
     pub fn wait_for(&mut self, marker: &str) -> String {
-        while let Some(line) = self.next_line() {
+        let end = Instant::now() + PATIENCE;
+        while let Some(line) = self.next_line(end) {
             if line.contains(marker) {
                 return line;
             }
@@ -112,14 +150,15 @@ impl Machine {
 
     /// Waits until the guest has ended; all that was on its console.
     pub fn wait_for_end(mut self) -> Vec<String> {
-        while self.next_line().is_some() {}
+        let end = Instant::now() + PATIENCE;
+        while self.next_line(end).is_some() {}
         let status = self.qemu.wait().unwrap();
         assert!(status.success(), "QEMU: {status}");
         std::mem::take(&mut self.log)
     }
 
-    fn next_line(&mut self) -> Option<String> {
-        let left = self.end.saturating_duration_since(Instant::now());
+    fn next_line(&mut self, end: Instant) -> Option<String> {
+        let left = end.saturating_duration_since(Instant::now());
         match self.console.recv_timeout(left) {
             Ok(line) => {
                 self.log.push(line.clone());

@@ -4,11 +4,11 @@
 #![allow(clippy::unwrap_used, reason = "a test's own steps")]
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use longship_vhost_user::qemu::{Frontend, Machine, kernel};
+use longship_vhost_user::qemu::{Frontend, Machine, busybox_initramfs, kernel};
 use longship_volume::{
     ScratchStore, VhostUserVolumes, VolumeHandle, VolumeKind, VolumeProvider, VolumeSpec,
 };
@@ -49,21 +49,6 @@ fn run(command: &mut Command) -> String {
     String::from_utf8(out.stdout).unwrap()
 }
 
-/// A root with busybox and the script above, as an archive.
-fn initramfs(dir: &Path) -> std::path::PathBuf {
-    let root = dir.join("root");
-    fs::create_dir_all(root.join("bin")).unwrap();
-    fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
-    fs::write(root.join("init"), INIT).unwrap();
-    fs::set_permissions(root.join("init"), fs::Permissions::from_mode(0o755)).unwrap();
-    let archive = dir.join("initramfs.cpio");
-    let pack = "cd \"$1\" && find . | cpio -o -H newc --quiet >\"$2\"";
-    run(Command::new("sh")
-        .args(["-c", pack, "sh"])
-        .args([&root, &archive]));
-    archive
-}
-
 fn image(dir: &Path) -> std::path::PathBuf {
     let root = dir.join("image-root");
     fs::create_dir_all(root.join("etc")).unwrap();
@@ -82,6 +67,7 @@ fn linux_behind_qemu_reads_the_image_and_uses_the_scratch_disk() {
     const SCRATCH: u64 = 128 << 20;
     let kernel = kernel(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."));
     let dir = tempfile::tempdir().unwrap();
+    let initramfs = busybox_initramfs(dir.path(), INIT);
     let disk = image(dir.path());
     let sum = run(Command::new("sha256sum").arg(&disk));
     let sum = sum.split(' ').next().unwrap();
@@ -107,8 +93,9 @@ fn linux_behind_qemu_reads_the_image_and_uses_the_scratch_disk() {
     let devices = sockets.each_ref().map(|socket| Frontend {
         device: "vhost-user-blk-pci,num-queues=1",
         socket,
+        network: false,
     });
-    let console = Machine::boot(&kernel, &initramfs(dir.path()), &devices).wait_for_end();
+    let console = Machine::boot(&kernel, &initramfs, "", &devices).wait_for_end();
 
     let said: Vec<&str> = console
         .iter()

@@ -200,13 +200,15 @@ fn init_behind_qemu_says_hello_and_runs_a_process_over_the_channel() {
         Frontend {
             device: "vhost-user-vsock-pci",
             socket: device.socket(),
+            network: false,
         },
         Frontend {
             device: "vhost-user-blk-pci,num-queues=1",
             socket: image.socket(),
+            network: false,
         },
     ];
-    let machine = Machine::boot(&kernel, &initramfs, &devices);
+    let machine = Machine::boot(&kernel, &initramfs, "", &devices);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         // Where the guest dies, its console is what tells why.

@@ -8,7 +8,6 @@
 
 mod driver;
 mod frontend;
-mod guest;
 mod host;
 mod network;
 mod qemu;

@@ -1,12 +1,13 @@
 //! Third parties on both sides: QEMU as the frontend, Linux as the driver.
 
 use std::net::SocketAddrV4;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use longship_eni::{BridgeEnis, EniProvider};
+use longship_eni::{BridgeEnis, EniProvider, EniSpec};
+use longship_vhost_user::qemu::{Frontend, Machine, busybox_initramfs, kernel};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::guest::{Guest, initramfs};
 use crate::host::{alone, assert_held, block_on, held, spec};
 
 /// The guests' `/init`. The server serves a file and prints its checksum; the
@@ -61,12 +62,37 @@ say end yes
 while :; do sleep 1000; done
 "#;
 
+/// A guest that says `TEST key=value`.
+struct Guest(Machine);
+
+impl Guest {
+    /// Boots a guest with the ENI of `spec`. The words of `role` are for its
+    /// `/init`.
+    fn boot(initramfs: &Path, spec: &EniSpec, role: &str) -> Self {
+        let kernel = kernel(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."));
+        let card = Frontend {
+            // QEMU 7.2 crashes with MSI-X here under TCG; without it works everywhere.
+            device: &format!("virtio-net-pci,vectors=0,mac={}", spec.mac),
+            socket: &spec.socket,
+            network: true,
+        };
+        let words = format!("quiet {role}");
+        Self(Machine::boot(&kernel, initramfs, &words, &[card]))
+    }
+
+    /// Waits for the value of `key`.
+    fn result(&mut self, key: &str) -> String {
+        let wanted = format!("TEST {key}=");
+        let line = self.0.wait_for(&wanted);
+        line.split_once(&wanted).unwrap().1.to_owned()
+    }
+}
+
 #[test]
 fn two_linux_guests_under_qemu_talk_and_cannot_spoof() {
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
-    let image = folder.path().join("initramfs.cpio");
-    initramfs(&image, INIT);
+    let image = busybox_initramfs(folder.path(), INIT);
     let before = held();
     block_on(async {
         let enis = BridgeEnis::new();
