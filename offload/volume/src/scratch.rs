@@ -149,7 +149,7 @@ pub(crate) fn check_id(id: &str) -> Result<(), VolumeError> {
 
 /// Whether a scratch disk may have so many bytes.
 pub(crate) fn check_size(bytes: u64) -> Result<(), VolumeError> {
-    if SCRATCH_BYTES.contains(&bytes) && bytes % BLOCK == 0 {
+    if SCRATCH_BYTES.contains(&bytes) && bytes.is_multiple_of(BLOCK) {
         return Ok(());
     }
     let expected = format!(

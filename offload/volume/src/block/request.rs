@@ -162,7 +162,7 @@ impl ServedDisk {
         may_unmap: bool,
     ) -> Result<Vec<Range>, Refusal> {
         let count = list.len() / RANGE;
-        if count == 0 || count > MAX_RANGES || list.len() % RANGE != 0 {
+        if count == 0 || count > MAX_RANGES || !list.len().is_multiple_of(RANGE) {
             return Err(Refusal::Wrong("bad number of ranges"));
         }
         let mut ranges = Vec::with_capacity(count);
