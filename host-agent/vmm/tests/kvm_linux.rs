@@ -10,13 +10,19 @@ mod played_agent;
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use guest_program::Program;
+use longship_eni::{BridgeEnis, EniProvider, EniSpec};
 use longship_framed::vmm::{DeviceType, exited::Cause};
 use longship_volume::{BlockDevice, Disk};
+use longship_vsock::VsockDevice;
 use played_agent::Vmm;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 const COMMAND_LINE: &str = "console=ttyS0 reboot=k panic=-1 pci=conf1";
 
@@ -44,41 +50,53 @@ fn vmm() -> Vmm {
     Vmm::spawn(&path)
 }
 
-/// Boots Linux with `init`, until it restarts; returns what it printed.
-fn linux(init: &Program, vcpus: u32, memory: u64, disks: &[&BlockDevice]) -> String {
-    let mut console = tempfile::tempfile().unwrap();
-    let mut vmm = vmm();
-    let initramfs = init.initramfs();
-    let created = vmm.create(
-        vcpus,
-        memory,
-        COMMAND_LINE,
-        &kernel(),
-        Some(&initramfs),
-        Some(&console),
-    );
-    assert_eq!(created.failure, None);
-    for disk in disks {
-        assert_eq!(vmm.attach(DeviceType::Block, disk.socket()).failure, None);
-    }
-    vmm.boot();
-    let exited = vmm.exited();
-    let mut text = String::new();
-    console.seek(SeekFrom::Start(0)).unwrap();
-    console.read_to_string(&mut text).unwrap();
-    assert_eq!(exited.cause(), Cause::GuestReset, "{text}");
-    assert_eq!(vmm.wait().code(), Some(0));
-    text
+/// Linux with an initramfs and its devices, running.
+struct Linux {
+    vmm: Vmm,
+    console: File,
 }
+
+impl Linux {
+    fn boot(initramfs: &File, vcpus: u32, memory: u64, devices: &[(DeviceType, &Path)]) -> Self {
+        let console = tempfile::tempfile().unwrap();
+        let mut vmm = vmm();
+        let created = vmm.create(
+            vcpus,
+            memory,
+            COMMAND_LINE,
+            &kernel(),
+            Some(initramfs),
+            Some(&console),
+        );
+        assert_eq!(created.failure, None);
+        for (kind, socket) in devices {
+            assert_eq!(vmm.attach(*kind, socket).failure, None);
+        }
+        vmm.boot();
+        Self { vmm, console }
+    }
+
+    /// Waits until it restarts; returns what it printed.
+    fn printed(mut self) -> String {
+        let exited = self.vmm.exited();
+        let mut text = String::new();
+        self.console.seek(SeekFrom::Start(0)).unwrap();
+        self.console.read_to_string(&mut text).unwrap();
+        assert_eq!(exited.cause(), Cause::GuestReset, "{text}");
+        assert_eq!(self.vmm.wait().code(), Some(0));
+        text.replace('\r', "")
+    }
+}
+
+/// How long a guest may take for one thing.
+const LIMIT: Duration = Duration::from_secs(90);
+
+const MEMORY: u64 = 128 << 20;
 
 #[test]
 fn linux_reaches_init_and_restarts() {
-    let text = linux(
-        &Program::new().say("init is here\n").reboot(),
-        1,
-        128 << 20,
-        &[],
-    );
+    let init = Program::new().say("init is here\n").reboot();
+    let text = Linux::boot(&init.initramfs(), 1, MEMORY, &[]).printed();
     assert!(text.contains("init is here"), "{text}");
     assert!(text.contains("MPTABLE: OEM ID: LONGSHIP"), "{text}");
 }
@@ -87,7 +105,7 @@ fn linux_reaches_init_and_restarts() {
 fn linux_finds_all_processors_and_memory_on_both_sides_of_the_hole() {
     let memory = 3328 << 20;
     let init = Program::new().say("init is here\n").reboot();
-    let text = linux(&init, 4, memory, &[]);
+    let text = Linux::boot(&init.initramfs(), 4, memory, &[]).printed();
     assert!(text.contains("Brought up 1 node, 4 CPUs"), "{text}");
     assert!(text.contains("init is here"), "{text}");
     // "Memory: 123K/456K available": the second is all that the kernel was given.
@@ -127,17 +145,128 @@ fn linux_reads_its_disks_with_message_interrupts() {
             .call(0, &[fd, buffer, 12])
             .call(1, &[1, buffer, len]);
     }
-    let text = linux(&init.reboot(), 2, 128 << 20, &[&disks[0], &disks[1]]);
-    assert!(
-        text.contains("first disk\n") || text.contains("first disk\r\n"),
-        "{text}"
-    );
+    let devices = disks
+        .each_ref()
+        .map(|disk| (DeviceType::Block, disk.socket()));
+    let text = Linux::boot(&init.reboot().initramfs(), 2, MEMORY, &devices).printed();
+    assert!(text.contains("first disk\n"), "{text}");
     assert!(text.contains("second disk"), "{text}");
 }
 
 #[test]
 fn a_guest_that_panics_ends() {
     // exit(1) of init.
-    let text = linux(&Program::new().call(60, &[1]), 1, 128 << 20, &[]);
+    let init = Program::new().call(60, &[1]);
+    let text = Linux::boot(&init.initramfs(), 1, MEMORY, &[]).printed();
     assert!(text.contains("Attempted to kill init"), "{text}");
+}
+
+#[tokio::test]
+async fn linux_talks_over_its_vsock() {
+    const PORT: u32 = 4321;
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("socket");
+    let (_device, mut incoming) = VsockDevice::serve(&socket, 7, &[PORT]).unwrap();
+    let mut init = Program::new();
+    // struct sockaddr_vm: AF_VSOCK, port, CID 2.
+    let address = init.bytes(
+        &[
+            &[40, 0, 0, 0],
+            &PORT.to_le_bytes()[..],
+            &[2, 0, 0, 0, 0, 0, 0, 0],
+        ]
+        .concat(),
+    );
+    let question = init.text("who is there?");
+    let answer = init.text(&"?".repeat(64));
+    let init = init
+        .call(41, &[40, 1, 0])
+        .call(42, &[3, address, 16])
+        .call(1, &[3, question, 13])
+        .call(0, &[3, answer, 64])
+        .call(1, &[1, answer, 10])
+        .reboot();
+    let linux = Linux::boot(
+        &init.initramfs(),
+        1,
+        MEMORY,
+        &[(DeviceType::Vsock, &socket)],
+    );
+    let mut stream = tokio::time::timeout(LIMIT, incoming.recv())
+        .await
+        .unwrap()
+        .unwrap()
+        .stream;
+    let mut heard = [0; 13];
+    stream.read_exact(&mut heard).await.unwrap();
+    assert_eq!(&heard, b"who is there?");
+    stream.write_all(b"the host.\n").await.unwrap();
+    let printed = tokio::task::spawn_blocking(|| linux.printed())
+        .await
+        .unwrap();
+    assert!(printed.contains("the host.\n"), "{printed}");
+}
+
+#[tokio::test]
+async fn linux_serves_tcp_over_its_eni() {
+    let dir = tempfile::tempdir().unwrap();
+    let address = Ipv4Addr::new(10, 1, 2, 3);
+    let spec = EniSpec {
+        id: "eni".to_owned(),
+        vpc: "vpc".to_owned(),
+        mac: "02:00:0a:01:02:03".parse().unwrap(),
+        address,
+        prefix_length: 24,
+        gateway: Ipv4Addr::new(10, 1, 2, 1),
+        mtu: 1500,
+        socket: dir.path().join("socket"),
+    };
+    let enis = BridgeEnis::new();
+    enis.prepare(spec.clone()).await.unwrap();
+    // The second connection says that the answer to the first has arrived.
+    let script = guest_program::script(
+        "/busybox ip addr add 10.1.2.3/24 dev eth0; /busybox ip link set eth0 up; \
+         /busybox nc -l -p 80 -e /busybox tr a-z A-Z; /busybox nc -l -p 81",
+    );
+    let linux = Linux::boot(&script, 2, MEMORY, &[(DeviceType::Net, &spec.socket)]);
+    let mut stream = dial(&enis, SocketAddrV4::new(address, 80)).await;
+    // Many segments, in both directions.
+    let sent = "longship ".repeat(50_000);
+    let (mut receive, mut send) = stream.split();
+    let mut received = String::new();
+    let both = async {
+        tokio::try_join!(
+            async {
+                send.write_all(sent.as_bytes()).await?;
+                send.shutdown().await
+            },
+            receive.read_to_string(&mut received),
+        )
+    };
+    tokio::time::timeout(LIMIT, both)
+        .await
+        .expect("an answer")
+        .unwrap();
+    assert_eq!(received, sent.to_uppercase());
+    drop(dial(&enis, SocketAddrV4::new(address, 81)).await);
+    tokio::task::spawn_blocking(|| linux.printed())
+        .await
+        .unwrap();
+    enis.release("eni").await.unwrap();
+}
+
+/// Connects to a guest as soon as it listens.
+async fn dial(enis: &BridgeEnis, to: SocketAddrV4) -> TcpStream {
+    let dial = async {
+        loop {
+            // Lost or refused until then.
+            let once = tokio::time::timeout(Duration::from_secs(2), enis.dial("vpc", to));
+            if let Ok(Ok(stream)) = once.await {
+                break stream;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    let dialed = tokio::time::timeout(LIMIT, dial).await;
+    dialed.expect("a listening guest")
 }

@@ -73,9 +73,13 @@ impl Program {
 
     /// Adds bytes with a final zero to the data; returns their address.
     pub fn text(&mut self, text: &str) -> u64 {
+        self.bytes(&[text.as_bytes(), &[0]].concat())
+    }
+
+    /// Adds bytes to the data; returns their address.
+    pub fn bytes(&mut self, bytes: &[u8]) -> u64 {
         let at = DATA + self.data.len() as u64;
-        self.data.extend_from_slice(text.as_bytes());
-        self.data.push(0);
+        self.data.extend_from_slice(bytes);
         at
     }
 
@@ -123,11 +127,25 @@ impl Program {
 
     /// The program as `/init` of an initramfs.
     pub fn initramfs(&self) -> File {
-        let mut cpio = Vec::new();
-        entry(&mut cpio, "init", 0o100_755, &self.elf());
-        entry(&mut cpio, "TRAILER!!!", 0, &[]);
-        file(&cpio)
+        initramfs(&[("init", &self.elf())])
     }
+}
+
+/// A shell script as `/init` of an initramfs, with Debian's static busybox.
+pub fn script(text: &str) -> File {
+    let busybox = std::fs::read("/bin/busybox").expect("the package busybox-static");
+    let text = format!("#!/busybox sh\n{text}\n/busybox reboot -f\n");
+    initramfs(&[("init", text.as_bytes()), ("busybox", &busybox)])
+}
+
+/// An initramfs of executable files.
+fn initramfs(files: &[(&str, &[u8])]) -> File {
+    let mut cpio = Vec::new();
+    for (name, content) in files {
+        entry(&mut cpio, name, 0o100_755, content);
+    }
+    entry(&mut cpio, "TRAILER!!!", 0, &[]);
+    file(&cpio)
 }
 
 /// One entry of a cpio archive (newc).
