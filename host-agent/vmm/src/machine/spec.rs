@@ -200,7 +200,7 @@ fn check_memory(bytes: u64) -> Result<(), SpecError> {
         Err(SpecError::MemoryBelow(bytes))
     } else if bytes > MAX_MEMORY {
         Err(SpecError::MemoryAbove(bytes))
-    } else if bytes % MEMORY_GRANULE != 0 {
+    } else if !bytes.is_multiple_of(MEMORY_GRANULE) {
         Err(SpecError::MemoryUneven(bytes))
     } else {
         Ok(())

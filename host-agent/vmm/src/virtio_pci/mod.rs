@@ -282,7 +282,7 @@ impl VirtioPci {
         let length = u32::from_le_bytes(self.space.array(at + 12));
         let sensible = self.space.byte(at + 4) == 0
             && matches!(length, 1 | 2 | 4)
-            && offset % length == 0
+            && offset.is_multiple_of(length)
             && offset < BAR_BYTES;
         sensible.then_some((offset.into(), usize::try_from(length).unwrap_or(0)))
     }

@@ -66,7 +66,7 @@ impl Queue {
     pub(crate) fn locate(&self, queue: u16, ram: &GuestRam) -> Result<Rings, RingError> {
         let size = u64::from(self.size);
         let find = |ring, address: u64, align, bytes| {
-            if address % align != 0 {
+            if !address.is_multiple_of(align) {
                 return Err(RingError::Unaligned {
                     queue,
                     ring,
