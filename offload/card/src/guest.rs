@@ -12,7 +12,7 @@ use longship_framed::guest::{
 use longship_framed::{FrameError, read_frame_async, write_frame_async};
 use longship_proto::Failure;
 use longship_vsock::{Incoming, VsockDevice, VsockStream};
-use tokio::io::{ReadHalf, WriteHalf};
+use tokio::io::{AsyncWrite, ReadHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::{debug, warn};
@@ -63,10 +63,14 @@ struct State {
     exits: HashMap<String, oneshot::Sender<ProcessExited>>,
 }
 
+/// Where a process's input goes.
+pub(crate) type Stdin = Box<dyn AsyncWrite + Send + Unpin>;
+
 /// A process in the guest and its streams.
 pub(crate) struct Running {
-    /// Standard input, where it was asked for.
-    pub(crate) stdin: Option<WriteHalf<VsockStream>>,
+    /// Standard input, where it was asked for. Dropping it tells the guest that its
+    /// client is gone; shutting it down is the end of the input.
+    pub(crate) stdin: Option<Stdin>,
     /// Standard output, or all that a terminal shows.
     pub(crate) stdout: ReadHalf<VsockStream>,
     /// Standard error; none with a terminal.
@@ -241,31 +245,32 @@ impl Guest {
         }
         let started = async {
             self.call(operation).await?;
-            let mut halves = Vec::new();
+            let mut opened = Vec::new();
             for stream in streams {
                 let stream = tokio::time::timeout(STREAM_TIMEOUT, stream).await;
-                let stream = stream.ok().and_then(Result::ok).ok_or_else(|| {
+                opened.push(stream.ok().and_then(Result::ok).ok_or_else(|| {
                     Failure::unavailable(format!("the guest opened no stream for `{process}`"))
-                })?;
-                halves.push(tokio::io::split(stream));
+                })?);
             }
-            Ok::<_, Failure>(halves)
+            Ok::<_, Failure>(opened)
         };
-        let halves = started.await.inspect_err(|_| self.forget(process))?;
-        let mut halves = halves.into_iter();
-        let Some((stdout, first_writer)) = halves.next() else {
+        let opened = started.await.inspect_err(|_| self.forget(process))?;
+        let mut opened = opened.into_iter();
+        let Some(output) = opened.next() else {
             return Err(Failure::internal("a process without streams"));
         };
+        let (stdout, input) = tokio::io::split(output);
         if spec.tty {
+            let stdin: Stdin = Box::new(input);
             return Ok(Running {
-                stdin: Some(first_writer),
+                stdin: Some(stdin),
                 stdout,
                 stderr: None,
                 exited,
             });
         }
-        let stderr = halves.next().map(|(reader, _)| reader);
-        let stdin = halves.next().map(|(_, writer)| writer);
+        let stderr = opened.next().map(|stream| tokio::io::split(stream).0);
+        let stdin = opened.next().map(|stream| Box::new(stream) as Stdin);
         Ok(Running {
             stdin,
             stdout,

@@ -68,6 +68,7 @@ impl Link {
         };
         send(&outgoing, from_card::Message::Register(register)).await?;
         let stream = CardsClient::new(channel)
+            .max_decoding_message_size(MESSAGE_BYTES)
             .attach(ReceiverStream::new(queue))
             .await?;
         let mut stream = stream.into_inner();

@@ -263,11 +263,16 @@ impl Connection {
 
     /// What is to be said in SHUTDOWN now.
     fn shutdown(&self) -> u32 {
+        // A guest that hears that nobody receives may give the connection up, so
+        // what is buffered for it goes first.
+        if !self.outbound.is_empty() {
+            return 0;
+        }
         let mut flags = 0;
         if self.abandoned {
             flags |= SHUTDOWN_RECEIVE;
         }
-        if self.write_closed && self.outbound.is_empty() {
+        if self.write_closed {
             flags |= SHUTDOWN_SEND;
         }
         flags

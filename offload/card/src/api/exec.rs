@@ -5,12 +5,11 @@ use std::time::Duration;
 use longship_framed::guest::{Process, WindowSize};
 use longship_proto::card::v1::{ExecInput, ExecOutput, ExecStart, exec_input, exec_output};
 use longship_proto::{Failure, FailureExt};
-use longship_vsock::VsockStream;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, WriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
-use crate::guest::{Guest, Running};
+use crate::guest::{Guest, Running, Stdin};
 use crate::pod::PodAccess;
 
 /// How long output may take to arrive after its process has ended.
@@ -113,7 +112,11 @@ impl Session {
                 };
                 let _ = output.send(last).await;
             }
-            () = async { client.await; output.closed().await } => {
+            () = async {
+                // Held to the end: an input that is dropped is a client that is gone.
+                let _stdin = client.await;
+                output.closed().await;
+            } => {
                 // Nobody is left to see it.
                 let _ = guest.signal(&process, SIGKILL, false).await;
             }
@@ -121,25 +124,23 @@ impl Session {
     }
 }
 
-/// Passes what the client sends; ends when the client has nothing more to say.
+/// Passes what the client sends, until it has nothing more to say; the input, shut down.
 async fn pass_input(
     guest: &Guest,
     process: &str,
     mut input: Streaming<ExecInput>,
-    mut stdin: Option<WriteHalf<VsockStream>>,
-) {
+    mut stdin: Option<Stdin>,
+) -> Option<Stdin> {
+    // What fails here (the process has just ended) shows in the exit code.
     while let Ok(Some(message)) = input.message().await {
-        // What fails here (the process has just ended) shows in the exit code.
         match message.input {
             Some(exec_input::Input::Stdin(bytes)) => {
-                if let Some(writer) = &mut stdin
-                    && writer.write_all(&bytes).await.is_err()
-                {
-                    stdin = None;
+                if let Some(writer) = &mut stdin {
+                    let _ = writer.write_all(&bytes).await;
                 }
             }
             Some(exec_input::Input::StdinClosed(_)) => {
-                if let Some(mut writer) = stdin.take() {
+                if let Some(writer) = &mut stdin {
                     let _ = writer.shutdown().await;
                 }
             }
@@ -156,9 +157,10 @@ async fn pass_input(
             Some(exec_input::Input::Start(_)) | None => {}
         }
     }
-    if let Some(mut writer) = stdin {
+    if let Some(writer) = &mut stdin {
         let _ = writer.shutdown().await;
     }
+    stdin
 }
 
 async fn pass_output(
