@@ -9,10 +9,11 @@ use longship_proto::Failure;
 use longship_proto::card::v1::Source;
 use longship_proto::control::v1::{ContainerState, ContainerStatus};
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::sync::watch;
 use tracing::warn;
 
 use super::prepare::PreparedContainer;
-use super::{PodAccess, PodFailure};
+use super::{Desired, PodAccess, PodFailure};
 use crate::card::Card;
 use crate::clock::now_us;
 use crate::guest::{Guest, Running};
@@ -45,6 +46,8 @@ pub(crate) struct Supervised {
     pub(crate) status: StatusCell,
     /// For exec.
     pub(crate) access: Arc<PodAccess>,
+    /// Whether the pod shall go: then nothing is started again.
+    pub(crate) desired: watch::Receiver<Desired>,
 }
 
 impl Supervised {
@@ -112,7 +115,7 @@ impl Supervised {
     ///
     /// # Errors
     /// Where the guest is gone.
-    pub(crate) async fn supervise(self, mut running: Running) -> Result<i32, Failure> {
+    pub(crate) async fn supervise(mut self, mut running: Running) -> Result<i32, Failure> {
         let log = self.card.logs.log(&self.plan.uid, self.name());
         let log = log.map_err(|e| Failure::internal(format!("open the container's log: {e}")))?;
         let mut backoff = BACKOFF_MIN;
@@ -120,7 +123,8 @@ impl Supervised {
             let started = Instant::now();
             let exited = self.until_exit(&log, running).await?;
             self.access.ended(self.name());
-            let again = self.plan.restarts(exited.exit_code);
+            let wanted = *self.desired.borrow() == Desired::Run;
+            let again = wanted && self.plan.restarts(exited.exit_code);
             self.update(|c| ended(c, &exited, again));
             if !again {
                 log.close();
@@ -129,7 +133,13 @@ impl Supervised {
             if started.elapsed() > HEALTHY {
                 backoff = BACKOFF_MIN;
             }
-            tokio::time::sleep(backoff).await;
+            tokio::select! {
+                () = tokio::time::sleep(backoff) => {}
+                _ = self.desired.wait_for(|d| *d != Desired::Run) => {
+                    log.close();
+                    return Ok(exited.exit_code);
+                }
+            }
             backoff = (backoff * 2).min(BACKOFF_MAX);
             running = self.start().await?;
             self.update(|c| c.restarts += 1);

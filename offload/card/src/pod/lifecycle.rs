@@ -164,6 +164,7 @@ async fn run_to_end(
             guest: guest.clone(),
             status: status.clone(),
             access: access.clone(),
+            desired: desired.clone(),
         };
         match container.first_start().await {
             Ok(process) => running.spawn(container.supervise(process)),
