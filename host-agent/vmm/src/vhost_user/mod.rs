@@ -3,6 +3,7 @@
 //!
 //! The protocol: <https://qemu-project.gitlab.io/qemu/interop/vhost-user.html>.
 
+mod deadline;
 pub(crate) mod device_type;
 
 use std::os::unix::net::UnixStream;
@@ -17,12 +18,13 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::GuestRam;
+use crate::vhost_user::deadline::within;
 use crate::vhost_user::device_type::DeviceType;
 use crate::virtio_pci::{Backend, BackendError, DeviceModel, Vring};
 
-/// How long a backend may take for one answer. A vCPU waits for it, and so does
-/// the agent's request to attach.
-const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// How long a backend may take to be attached, to start or to stop. The agent's
+/// request waits for the first, a vCPU for the others.
+const LIMIT: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
 
 /// Protocol features that are used where the backend has them.
 const PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
@@ -53,6 +55,8 @@ pub(crate) enum AttachError {
 /// A connected backend that has been told of the guest's memory.
 pub(crate) struct VhostUser {
     frontend: Frontend,
+    /// The connection, to end it.
+    socket: UnixStream,
     /// Queues that it serves; the driver may see more.
     queues: u16,
     /// Whether its rings wait to be enabled.
@@ -69,6 +73,19 @@ impl VhostUser {
         kind: DeviceType,
         ram: &GuestRam,
     ) -> Result<(Self, DeviceModel), AttachError> {
+        let failed = |source| AttachError::Socket {
+            kind: kind.name(),
+            source,
+        };
+        let connection = socket.try_clone().map_err(failed)?;
+        within(LIMIT, &connection, || Self::negotiate(socket, kind, ram)).map_err(failed)?
+    }
+
+    fn negotiate(
+        socket: UnixStream,
+        kind: DeviceType,
+        ram: &GuestRam,
+    ) -> Result<(Self, DeviceModel), AttachError> {
         let name = kind.name();
         let unfit = |lacks| AttachError::Unfit { kind: name, lacks };
         let asking = |doing| {
@@ -78,12 +95,10 @@ impl VhostUser {
                 source,
             }
         };
-        for set in [UnixStream::set_read_timeout, UnixStream::set_write_timeout] {
-            set(&socket, Some(ANSWER_LIMIT))
-                .map_err(|source| AttachError::Socket { kind: name, source })?;
-        }
         let count = kind.queue_sizes().len() as u64;
-        let mut frontend = Frontend::from_stream(socket, count);
+        let shared = socket.try_clone();
+        let shared = shared.map_err(|source| AttachError::Socket { kind: name, source })?;
+        let mut frontend = Frontend::from_stream(shared, count);
         frontend.set_owner().map_err(asking("taking it"))?;
         let offered = frontend
             .get_features()
@@ -93,7 +108,7 @@ impl VhostUser {
         }
         let gated = offered & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() != 0;
         let protocol = if gated {
-            negotiate(&mut frontend).map_err(asking("agreeing on protocol features"))?
+            agree_on_protocol(&mut frontend).map_err(asking("agreeing on protocol features"))?
         } else {
             VhostUserProtocolFeatures::empty()
         };
@@ -126,6 +141,7 @@ impl VhostUser {
         };
         let backend = Self {
             frontend,
+            socket,
             queues,
             gated,
             started: Vec::new(),
@@ -133,43 +149,20 @@ impl VhostUser {
         Ok((backend, model))
     }
 
-    fn start_ring(&mut self, vring: &Vring<'_>) -> Result<(), vhost::Error> {
-        let index = usize::from(vring.index);
-        self.frontend.set_vring_num(index, vring.size)?;
-        self.frontend.set_vring_base(index, 0)?;
-        self.frontend.set_vring_addr(
-            index,
-            &VringConfigData {
-                queue_max_size: vring.size,
-                queue_size: vring.size,
-                flags: 0,
-                desc_table_addr: vring.rings.descriptors,
-                used_ring_addr: vring.rings.device,
-                avail_ring_addr: vring.rings.driver,
-                log_addr: None,
-            },
-        )?;
-        // The kick starts the ring: what it needs comes before.
-        self.frontend.set_vring_call(index, vring.call)?;
-        self.started.push(vring.index);
-        self.frontend.set_vring_kick(index, vring.kick)?;
-        if self.gated {
-            self.frontend.set_vring_enable(index, true)?;
-        }
-        Ok(())
-    }
-
-    fn stop_rings(&mut self) -> Result<(), vhost::Error> {
-        // All are disabled before any is stopped: none works while others do not.
-        if self.gated {
-            for index in &self.started {
-                self.frontend.set_vring_enable((*index).into(), false)?;
-            }
-        }
-        for index in &self.started {
-            self.frontend.get_vring_base((*index).into())?;
-        }
-        Ok(())
+    /// Does `work` with the frontend, which may take [`LIMIT`].
+    fn ask<T>(
+        &mut self,
+        doing: &str,
+        work: impl FnOnce(&mut Frontend) -> Result<T, vhost::Error>,
+    ) -> Result<T, BackendError> {
+        let failed = |reason: String| BackendError {
+            doing: doing.to_owned(),
+            reason,
+        };
+        let frontend = &mut self.frontend;
+        within(LIMIT, &self.socket, || work(frontend))
+            .map_err(|e| failed(e.to_string()))?
+            .map_err(|e| failed(e.to_string()))
     }
 }
 
@@ -179,45 +172,80 @@ impl Backend for VhostUser {
         if self.gated {
             acked |= VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
         }
-        self.frontend
-            .set_features(acked)
-            .map_err(failed("setting features"))?;
-        let queues = self.queues;
-        for vring in vrings.iter().filter(|vring| vring.index < queues) {
-            if let Err(e) = self.start_ring(vring) {
-                let _ = self.stop();
-                return Err(failed("starting a ring")(e));
+        let (gated, queues) = (self.gated, self.queues);
+        let given = vrings.iter().filter(|vring| vring.index < queues);
+        self.started = given.clone().map(|vring| vring.index).collect();
+        let started = self.ask("starting its rings", |frontend| {
+            frontend.set_features(acked)?;
+            for vring in given {
+                start_ring(frontend, vring, gated)?;
             }
+            Ok(())
+        });
+        if started.is_err() {
+            let _ = self.stop();
         }
-        Ok(())
+        started
     }
 
     fn set_call(&mut self, queue: u16, call: &EventFd) -> Result<(), BackendError> {
         if !self.started.contains(&queue) {
             return Ok(());
         }
-        self.frontend
-            .set_vring_call(queue.into(), call)
-            .map_err(failed("changing a ring's interrupt"))
+        self.ask("changing a ring's interrupt", |frontend| {
+            frontend.set_vring_call(queue.into(), call)
+        })
     }
 
     fn stop(&mut self) -> Result<(), BackendError> {
-        let stopped = self.stop_rings().map_err(failed("stopping its rings"));
-        self.started.clear();
-        stopped
+        let (gated, started) = (self.gated, std::mem::take(&mut self.started));
+        self.ask("stopping its rings", |frontend| {
+            stop_rings(frontend, &started, gated)
+        })
     }
 }
 
-fn failed(doing: &str) -> impl FnOnce(vhost::Error) -> BackendError {
-    move |source| BackendError {
-        doing: doing.to_owned(),
-        reason: source.to_string(),
+fn start_ring(frontend: &mut Frontend, vring: &Vring<'_>, gated: bool) -> Result<(), vhost::Error> {
+    let index = usize::from(vring.index);
+    frontend.set_vring_num(index, vring.size)?;
+    frontend.set_vring_base(index, 0)?;
+    frontend.set_vring_addr(
+        index,
+        &VringConfigData {
+            queue_max_size: vring.size,
+            queue_size: vring.size,
+            flags: 0,
+            desc_table_addr: vring.rings.descriptors,
+            used_ring_addr: vring.rings.device,
+            avail_ring_addr: vring.rings.driver,
+            log_addr: None,
+        },
+    )?;
+    // The kick starts the ring: what it needs comes before.
+    frontend.set_vring_call(index, vring.call)?;
+    frontend.set_vring_kick(index, vring.kick)?;
+    if gated {
+        frontend.set_vring_enable(index, true)?;
     }
+    Ok(())
+}
+
+fn stop_rings(frontend: &mut Frontend, started: &[u16], gated: bool) -> Result<(), vhost::Error> {
+    // All are disabled before any is stopped: none works while others do not.
+    if gated {
+        for index in started {
+            frontend.set_vring_enable((*index).into(), false)?;
+        }
+    }
+    for index in started {
+        frontend.get_vring_base((*index).into())?;
+    }
+    Ok(())
 }
 
 /// Agrees on what both sides know. Where the backend can, it acknowledges every
 /// message from here on, so that its failures are noticed.
-fn negotiate(frontend: &mut Frontend) -> Result<VhostUserProtocolFeatures, vhost::Error> {
+fn agree_on_protocol(frontend: &mut Frontend) -> Result<VhostUserProtocolFeatures, vhost::Error> {
     let agreed = frontend.get_protocol_features()? & PROTOCOL;
     frontend.set_protocol_features(agreed)?;
     if agreed.contains(VhostUserProtocolFeatures::REPLY_ACK) {
