@@ -29,6 +29,7 @@ guest: setup ## the guest's kernel and initramfs, into target/guest
 	guest/init/build.sh
 
 demo: build guest ## a pod from a real image, through the whole path
+	@hwtests/demo/make-image.sh target/demo/image
 	@$(on_kvm) $(testbed) -- hwtests/demo/demo.sh
 
 test: lint unit e2e ## all checks and tests
@@ -40,10 +41,16 @@ lint: setup ## formatting and lints
 unit: setup ## the tests beside the code
 	cargo test --workspace --exclude longship-e2e
 
-e2e: build guest ## the tests that cross processes
-	@tests=$$(cargo test -p longship-e2e --no-run --message-format=json-render-diagnostics | \
+# Tests that need a KVM: what crosses processes, the agent and the VMM by themselves.
+kvm_tests := --test pods --test refusals --test real_vmm --test kvm_guest --test kvm_linux
+
+e2e: build guest ## the tests that need a KVM and cross processes
+	@tests=$$(cargo test -p longship-e2e -p longship-agent -p longship-vmm $(kvm_tests) \
+	        --no-run --message-format=json-render-diagnostics | \
 	    sed -n 's/.*"profile":{[^}]*"test":true}.*"executable":"\([^"]*\)".*/\1/p'); \
-	$(on_kvm) $(testbed) -- bash -ec 'for t; do "$$t" --test-threads=1; done' e2e $$tests
+	export LONGSHIP_VMM=$(CURDIR)/target/release/longship-vmm; \
+	export LONGSHIP_KERNEL=$(CURDIR)/target/guest/vmlinux; \
+	$(on_kvm) $(testbed) -- bash -ec 'for t; do "$$t" --test-threads=1 --show-output; done' e2e $$tests
 
 bench: build guest ## what a pod's start costs, in exactly counted instructions
 	@target/release/longship-testbed run $(testbed) --icount -- hwtests/demo/demo.sh

@@ -1,11 +1,6 @@
 //! The agent with real VMMs. Needs root, cgroup v2, a KVM that runs guest kernels at
 //! native speed, `longship-vmm` beside the agent and the guest's files, as
-//! `make build guest` leaves them. Where this machine lacks one of those, the testbed
-//! has it:
-//!
-//! ```text
-//! longship-testbed run -- target/debug/deps/real_vmm-* --ignored --test-threads=1
-//! ```
+//! `make guest` leaves them; `make e2e` runs these tests where all that is.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -156,7 +151,6 @@ fn read(path: PathBuf) -> String {
 }
 
 #[tokio::test]
-#[ignore = "needs a usable KVM, cgroup v2 and the guest's files; see the file's head"]
 async fn a_sandbox_lives_in_its_cgroup_and_leaves_nothing() {
     let mut agent = Agent::start("life").await;
     let host = agent
@@ -241,7 +235,6 @@ async fn a_sandbox_lives_in_its_cgroup_and_leaves_nothing() {
 }
 
 #[tokio::test]
-#[ignore = "needs a usable KVM, cgroup v2 and the guest's files; see the file's head"]
 async fn a_guest_boots_and_a_vmm_that_dies_is_noticed_with_its_reason() {
     let mut agent = Agent::start("exit").await;
     let watch = agent.client.watch_sandboxes(WatchSandboxesRequest {}).await;
@@ -302,7 +295,6 @@ async fn a_guest_boots_and_a_vmm_that_dies_is_noticed_with_its_reason() {
 }
 
 #[tokio::test]
-#[ignore = "needs a usable KVM, cgroup v2 and the guest's files; see the file's head"]
 async fn the_next_agent_ends_what_a_killed_one_left() {
     let mut agent = Agent::start("sweep").await;
     let pid = agent.prepare(sandbox("left", 1)).await.unwrap().pid;
