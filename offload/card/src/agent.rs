@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use longship_proto::agent::v1::agent_client::AgentClient;
 use longship_proto::agent::v1::{
-    DeviceHandle, GetHostRequest, HostInfo, PrepareSandboxRequest, Sandbox, SandboxState,
-    StartSandboxRequest, StopSandboxRequest, WatchSandboxesRequest,
+    DeviceHandle, GetHostRequest, HostInfo, ListSandboxesRequest, PrepareSandboxRequest, Sandbox,
+    SandboxState, StartSandboxRequest, StopSandboxRequest, WatchSandboxesRequest,
 };
 use longship_proto::{Failure, failure_of};
 use tokio::sync::watch;
@@ -42,6 +42,22 @@ impl Sandboxes {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(cell) = all.get(&sandbox.id) {
             cell.send_replace(Some(sandbox));
+        }
+    }
+
+    /// Those that were seen and that the agent does not know are gone: it was
+    /// restarted, and nobody else will tell.
+    fn keep_only(&self, known: &[Sandbox]) {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for (id, cell) in all.iter() {
+            let lost = cell.borrow().is_some() && !known.iter().any(|s| s.id == *id);
+            if lost {
+                cell.send_replace(Some(Sandbox {
+                    id: id.clone(),
+                    state: SandboxState::Gone.into(),
+                    ..Sandbox::default()
+                }));
+            }
         }
     }
 
@@ -177,6 +193,12 @@ async fn follow(mut client: AgentClient<Channel>, sandboxes: std::sync::Weak<San
                 info!("following the agent's sandboxes");
                 connected = true;
                 let mut stream = stream.into_inner();
+                if let Ok(listed) = client.list_sandboxes(ListSandboxesRequest {}).await {
+                    let Some(sandboxes) = sandboxes.upgrade() else {
+                        return;
+                    };
+                    sandboxes.keep_only(&listed.into_inner().sandboxes);
+                }
                 while let Ok(Some(sandbox)) = stream.message().await {
                     let Some(sandboxes) = sandboxes.upgrade() else {
                         return;
@@ -191,5 +213,33 @@ async fn follow(mut client: AgentClient<Channel>, sandboxes: std::sync::Weak<San
             Err(_) => {}
         }
         tokio::time::sleep(RETRY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn running(id: &str) -> Sandbox {
+        Sandbox {
+            id: id.to_owned(),
+            state: SandboxState::Running.into(),
+            ..Sandbox::default()
+        }
+    }
+
+    #[test]
+    fn a_sandbox_that_a_restarted_agent_does_not_know_is_gone() {
+        let sandboxes = Sandboxes::default();
+        for id in ["a", "b", "asked for"] {
+            sandboxes.with(id, |_| ());
+        }
+        sandboxes.put(running("a"));
+        sandboxes.put(running("b"));
+        sandboxes.keep_only(&[running("b")]);
+        let state = |id| sandboxes.with(id, |s| s.borrow().as_ref().map(Sandbox::state));
+        assert_eq!(state("a"), Some(SandboxState::Gone));
+        assert_eq!(state("b"), Some(SandboxState::Running));
+        assert_eq!(state("asked for"), None);
     }
 }
