@@ -80,7 +80,7 @@ impl Spec {
                 ),
             ));
         }
-        if request.memory_bytes % MEMORY_UNIT != 0 {
+        if !request.memory_bytes.is_multiple_of(MEMORY_UNIT) {
             return Err(Failure::invalid(
                 "memory_bytes",
                 format!("must be a multiple of 2 MiB, not {}", request.memory_bytes),

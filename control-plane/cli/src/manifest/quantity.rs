@@ -25,7 +25,7 @@ pub(crate) fn memory_bytes(text: &str) -> Result<u64, String> {
 
 /// `500m`, or `2` where it is whole.
 pub(crate) fn show_cpu(millis: u32) -> String {
-    if millis % 1000 == 0 {
+    if millis.is_multiple_of(1000) {
         (millis / 1000).to_string()
     } else {
         format!("{millis}m")
@@ -44,7 +44,7 @@ pub(crate) fn show_memory(bytes: u64) -> String {
     ];
     for (suffix, shift) in suffixes {
         let unit = 1_u64 << shift;
-        if bytes != 0 && bytes % unit == 0 {
+        if bytes != 0 && bytes.is_multiple_of(unit) {
             return format!("{}{suffix}", bytes >> shift);
         }
     }
