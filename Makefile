@@ -52,5 +52,6 @@ e2e: build guest ## the tests that need a KVM and cross processes
 	export LONGSHIP_KERNEL=$(CURDIR)/target/guest/vmlinux; \
 	$(on_kvm) $(testbed) -- bash -ec 'for t; do "$$t" --test-threads=1 --show-output; done' e2e $$tests
 
-bench: build guest ## what a pod's start costs, in exactly counted instructions
-	@target/release/longship-testbed run $(testbed) --icount -- hwtests/demo/demo.sh
+bench: build guest ## what a cold start costs, in exactly counted instructions
+	cargo build --profile lean -p longship-vmm --example boot
+	@target/release/longship-testbed run $(testbed) --icount -- hwtests/bench/cold-start.sh

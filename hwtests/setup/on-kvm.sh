@@ -20,4 +20,12 @@ if "$bin/longship" doctor --kvm-only >&2; then
     exec sudo -E env "PATH=$PATH" "$@"
 fi
 echo "== in the testbed, a virtual host in software emulation: $*" >&2
-exec "$bin/longship-testbed" run "${options[@]}" -- "$@"
+status=0
+"$bin/longship-testbed" run "${options[@]}" -- "$@" || status=$?
+if [ "$status" = 125 ]; then
+    # The virtual host itself was lost (QEMU's emulation does that once in a long
+    # while), which says nothing of the command.
+    echo "== the virtual host was lost: once more" >&2
+    exec "$bin/longship-testbed" run "${options[@]}" -- "$@"
+fi
+exit "$status"
