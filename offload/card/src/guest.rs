@@ -10,7 +10,7 @@ use longship_framed::guest::{
     Resize, Signal, Start, StreamHeader, StreamKind, WindowSize, from_guest, request::Operation,
 };
 use longship_framed::{FrameError, read_frame_async, write_frame_async};
-use longship_proto::Failure;
+use longship_proto::{Class, Failure};
 use longship_vsock::{Incoming, VsockDevice, VsockStream};
 use tokio::io::{AsyncWrite, ReadHalf};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -26,6 +26,7 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a process's streams may take once it was started.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
+const SIGKILL: i32 = 9;
 /// Requests on their way to init.
 const REQUESTS: usize = 32;
 
@@ -57,6 +58,8 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
+    /// Nothing is begun any more.
+    closed: bool,
     control: Option<mpsc::Sender<Request>>,
     replies: HashMap<u64, oneshot::Sender<Reply>>,
     streams: HashMap<(String, StreamKind), oneshot::Sender<VsockStream>>,
@@ -184,6 +187,11 @@ impl Guest {
         }
     }
 
+    /// Gives the guest up: whoever waits for it learns that it is gone.
+    pub(crate) fn close(&self) {
+        self.shared.close();
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.shared.state()
     }
@@ -193,6 +201,9 @@ impl Guest {
         let (reply, replied) = oneshot::channel();
         let control = {
             let mut state = self.state();
+            if state.closed {
+                return Err(gone());
+            }
             state.replies.insert(id, reply);
             state.control.clone()
         };
@@ -231,6 +242,9 @@ impl Guest {
         let mut streams = Vec::new();
         {
             let mut state = self.state();
+            if state.closed {
+                return Err(gone());
+            }
             if state.exits.contains_key(process) {
                 return Err(Failure::conflict(format!(
                     "process `{process}` runs already"
@@ -254,7 +268,17 @@ impl Guest {
             }
             Ok::<_, Failure>(opened)
         };
-        let opened = started.await.inspect_err(|_| self.forget(process))?;
+        let opened = match started.await {
+            Ok(opened) => opened,
+            Err(failure) => {
+                self.forget(process);
+                if failure.class() == Class::Unavailable {
+                    // It may run all the same, where nobody would ever end it.
+                    let _ = self.signal(process, SIGKILL, false).await;
+                }
+                return Err(failure);
+            }
+        };
         let mut opened = opened.into_iter();
         let Some(output) = opened.next() else {
             return Err(Failure::internal("a process without streams"));
@@ -289,6 +313,13 @@ impl Guest {
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn close(&self) {
+        *self.state() = State {
+            closed: true,
+            ..State::default()
+        };
     }
 
     fn hand_over(&self, header: &StreamHeader, stream: VsockStream) {
@@ -344,14 +375,19 @@ async fn accept(shared: Arc<Shared>, mut incoming: mpsc::Receiver<Incoming>) {
     if let Some(control) = control {
         control.abort();
     }
-    // Whoever still waits learns that the guest is gone.
-    *shared.state() = State::default();
+    shared.close();
 }
 
 async fn serve_control(shared: Arc<Shared>, stream: VsockStream) {
     let (mut reader, mut writer) = tokio::io::split(stream);
     let (requests, mut queued) = mpsc::channel::<Request>(REQUESTS);
-    shared.state().control = Some(requests);
+    {
+        let mut state = shared.state();
+        if state.closed {
+            return;
+        }
+        state.control = Some(requests);
+    }
     let write = async {
         while let Some(request) = queued.recv().await {
             write_frame_async(&mut writer, &request).await?;

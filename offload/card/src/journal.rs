@@ -4,11 +4,11 @@
 use std::path::Path;
 
 use longship_proto::Failure;
-use longship_proto::card::v1::Held;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use tokio::sync::watch;
 
-/// (pod uid, kind, name) of everything held.
-const HELD: TableDefinition<'_, (&str, &str, &str), ()> = TableDefinition::new("held");
+/// (pod uid, kind, name) of everything held, with the pod's generation.
+const HELD: TableDefinition<'_, (&str, &str, &str), u64> = TableDefinition::new("held");
 
 /// Why the journal could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -35,10 +35,24 @@ impl From<JournalError> for Failure {
 /// One thing to be held: its kind (`eni`, `scratch`, `image`, `sandbox`) and name.
 pub(crate) type Item = (&'static str, String);
 
+/// An [`Item`] of a pod, as it stands in the journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HeldItem {
+    /// The pod.
+    pub(crate) pod_uid: String,
+    /// The generation for which it was taken.
+    pub(crate) generation: u64,
+    /// Its kind.
+    pub(crate) kind: String,
+    /// Its name.
+    pub(crate) name: String,
+}
+
 /// The journal of one card.
 #[derive(Debug)]
 pub(crate) struct Journal {
     database: Database,
+    failed: watch::Sender<Option<String>>,
 }
 
 impl Journal {
@@ -51,7 +65,10 @@ impl Journal {
             path: path.display().to_string(),
             source,
         })?;
-        let journal = Self { database };
+        let journal = Self {
+            database,
+            failed: watch::channel(None).0,
+        };
         // The table must exist before anything reads it.
         journal.write(|_| Ok(()))?;
         Ok(journal)
@@ -61,10 +78,15 @@ impl Journal {
     ///
     /// # Errors
     /// [`JournalError::Transaction`]; nothing is written then.
-    pub(crate) fn take(&self, pod_uid: &str, items: &[Item]) -> Result<(), JournalError> {
+    pub(crate) fn take(
+        &self,
+        pod_uid: &str,
+        generation: u64,
+        items: &[Item],
+    ) -> Result<(), JournalError> {
         self.write(|table| {
             for (kind, name) in items {
-                table.insert((pod_uid, *kind, name.as_str()), ())?;
+                table.insert((pod_uid, *kind, name.as_str()), generation)?;
             }
             Ok(())
         })
@@ -76,7 +98,7 @@ impl Journal {
     /// [`JournalError::Transaction`]; everything stays written then.
     pub(crate) fn clear(&self, pod_uid: &str) -> Result<(), JournalError> {
         self.write(|table| {
-            table.retain(|(uid, _, _), ()| uid != pod_uid)?;
+            table.retain(|(uid, _, _), _| uid != pod_uid)?;
             Ok(())
         })
     }
@@ -85,19 +107,36 @@ impl Journal {
     ///
     /// # Errors
     /// [`JournalError::Transaction`].
-    pub(crate) fn held(&self) -> Result<Vec<Held>, JournalError> {
-        self.read().map_err(JournalError::Transaction)
+    pub(crate) fn held(&self) -> Result<Vec<HeldItem>, JournalError> {
+        self.read().map_err(|error| self.transaction(error))
     }
 
-    fn read(&self) -> Result<Vec<Held>, redb::Error> {
+    /// Resolves with the reason when a transaction has failed. Then all that follow
+    /// fail too (redb trusts its file no more), and only a new start helps.
+    pub(crate) async fn failed(&self) -> String {
+        let mut failed = self.failed.subscribe();
+        match failed.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(reason)) => reason.clone(),
+            _ => std::future::pending().await,
+        }
+    }
+
+    fn transaction(&self, error: redb::Error) -> JournalError {
+        let error = JournalError::Transaction(error);
+        self.failed.send_replace(Some(error.to_string()));
+        error
+    }
+
+    fn read(&self) -> Result<Vec<HeldItem>, redb::Error> {
         let transaction = self.database.begin_read()?;
         let table = transaction.open_table(HELD)?;
         let mut held = Vec::new();
         for entry in table.iter()? {
-            let (key, _) = entry?;
+            let (key, generation) = entry?;
             let (pod_uid, kind, name) = key.value();
-            held.push(Held {
+            held.push(HeldItem {
                 pod_uid: pod_uid.to_owned(),
+                generation: generation.value(),
                 kind: kind.to_owned(),
                 name: name.to_owned(),
             });
@@ -115,11 +154,11 @@ impl Journal {
             transaction.commit()?;
             Ok(())
         };
-        attempt().map_err(JournalError::Transaction)
+        attempt().map_err(|error| self.transaction(error))
     }
 }
 
-type HeldTable<'a> = redb::Table<'a, (&'static str, &'static str, &'static str), ()>;
+type HeldTable<'a> = redb::Table<'a, (&'static str, &'static str, &'static str), u64>;
 
 #[cfg(test)]
 mod tests {
@@ -128,7 +167,7 @@ mod tests {
     fn names(journal: &Journal) -> Vec<String> {
         let held = journal.held().unwrap();
         held.iter()
-            .map(|h| format!("{}/{}/{}", h.pod_uid, h.kind, h.name))
+            .map(|h| format!("{}@{}/{}/{}", h.pod_uid, h.generation, h.kind, h.name))
             .collect()
     }
 
@@ -139,17 +178,17 @@ mod tests {
         {
             let journal = Journal::open(&path).unwrap();
             journal
-                .take("a", &[("eni", "eth0".into()), ("sandbox", "a".into())])
+                .take("a", 7, &[("eni", "eth0".into()), ("sandbox", "a".into())])
                 .unwrap();
-            journal.take("ab", &[("eni", "eth0".into())]).unwrap();
+            journal.take("ab", 1, &[("eni", "eth0".into())]).unwrap();
         }
         let journal = Journal::open(&path).unwrap();
         assert_eq!(
             names(&journal),
-            ["a/eni/eth0", "a/sandbox/a", "ab/eni/eth0"]
+            ["a@7/eni/eth0", "a@7/sandbox/a", "ab@1/eni/eth0"]
         );
         journal.clear("a").unwrap();
-        assert_eq!(names(&journal), ["ab/eni/eth0"]);
+        assert_eq!(names(&journal), ["ab@1/eni/eth0"]);
         journal.clear("unknown").unwrap();
     }
 

@@ -129,7 +129,11 @@ impl Log {
             // A part is at most RECORD_BYTES long, which fits.
             record.extend_from_slice(&u32::try_from(part.len()).unwrap_or(0).to_le_bytes());
             record.extend_from_slice(part);
-            file.write_all(&record)?;
+            if let Err(error) = file.write_all(&record) {
+                // Half a record would make all that follows unreadable.
+                file.set_len(at.length)?;
+                return Err(error);
+            }
             at.length += record.len() as u64;
             self.position.send_replace(at);
         }

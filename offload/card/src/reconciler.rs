@@ -51,8 +51,7 @@ impl Reconciler {
         left.dedup();
         for pod_uid in left {
             info!(pod_uid, "releasing what a former card left behind");
-            // Whatever generation it was made for: nothing newer can exist here.
-            release_held(&card, &pod_uid, u64::MAX).await;
+            release_held(&card, &pod_uid).await;
         }
         Ok(Self {
             card,

@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tonic::transport::{Endpoint, Server};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::agent::AgentLink;
 use crate::api::{Admin, Streams};
@@ -30,6 +30,9 @@ use crate::status::Reports;
 
 /// How long the card waits for its agent when it starts.
 const AGENT_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a card that ends tries to give everything back.
+const END_PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a card is told.
 #[derive(Debug, Clone)]
@@ -62,7 +65,7 @@ pub struct Config {
     pub insecure_registries: Vec<String>,
 }
 
-/// Why a card cannot start.
+/// Why a card cannot start, or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A flag's value cannot be used.
@@ -75,6 +78,9 @@ pub enum StartError {
         /// Why it is of no use.
         reason: String,
     },
+    /// The journal cannot be relied on any more.
+    #[error("{0}; start the card again")]
+    Journal(String),
     /// The agent does not answer, or what a former card left cannot be released.
     #[error("{0}")]
     Failure(#[from] Failure),
@@ -153,10 +159,17 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
         served = clients => served.map_err(|e| flag("--listen", bound, e))?,
         served = operators => served.map_err(|e| flag("--admin", config.admin.display(), e))?,
         () = link.keep() => {}
+        reason = card.journal.failed() => return Err(StartError::Journal(reason)),
         () = stop => {}
     }
     info!("the card ends, giving back what its pods hold");
-    reconciler.end().await;
+    if tokio::time::timeout(END_PATIENCE, reconciler.end())
+        .await
+        .is_err()
+    {
+        // It is in the journal: the next card goes on with it.
+        warn!("not everything could be given back");
+    }
     let _ = std::fs::remove_file(&config.admin);
     Ok(())
 }

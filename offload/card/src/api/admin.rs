@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use longship_proto::card::v1::card_admin_server::CardAdmin;
-use longship_proto::card::v1::{ListHeldRequest, ListHeldResponse};
+use longship_proto::card::v1::{Held, ListHeldRequest, ListHeldResponse};
 use longship_proto::{Failure, FailureExt};
 use tonic::{Request, Response, Status};
 
@@ -32,6 +32,13 @@ impl CardAdmin for Admin {
             .journal
             .held()
             .map_err(|e| Failure::from(e).into_status())?;
-        Ok(Response::new(ListHeldResponse { held }))
+        let held = held.into_iter().map(|item| Held {
+            pod_uid: item.pod_uid,
+            kind: item.kind,
+            name: item.name,
+        });
+        Ok(Response::new(ListHeldResponse {
+            held: held.collect(),
+        }))
     }
 }

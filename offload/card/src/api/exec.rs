@@ -115,8 +115,9 @@ impl Session {
             () = async {
                 // Held to the end: an input that is dropped is a client that is gone.
                 let _stdin = client.await;
-                output.closed().await;
-            } => {
+                std::future::pending::<()>().await;
+            } => {}
+            () = output.closed() => {
                 // Nobody is left to see it.
                 let _ = guest.signal(&process, SIGKILL, false).await;
             }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use longship_proto::card::v1::pod_streams_server::PodStreams;
 use longship_proto::card::v1::{ExecInput, ExecOutput, LogChunk, LogsRequest, exec_input};
 use longship_proto::{Failure, FailureExt, token};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
@@ -117,14 +117,28 @@ impl PodStreams for Streams {
             let failure = Failure::invalid("input", "the first input must be `start`");
             return Err(failure.into_status());
         };
-        let session = async {
-            self.authorize(token, &start.pod_uid)?;
-            let access = self.reconciler.access(&start.pod_uid)?;
-            exec::Session::begin(&access, start).await
-        };
-        let session = session.await.map_err(Failure::into_status)?;
+        let access = self
+            .authorize(token, &start.pod_uid)
+            .and_then(|()| self.reconciler.access(&start.pod_uid))
+            .map_err(Failure::into_status)?;
         let (output, outgoing) = mpsc::channel(OUTGOING);
-        tokio::spawn(session.serve(input, output));
+        let (begun, began) = oneshot::channel();
+        // A task of its own: a client that leaves while its process is being started
+        // must not leave that behind. It has closed `output`, which ends the session.
+        tokio::spawn(async move {
+            match exec::Session::begin(&access, start).await {
+                Ok(session) => {
+                    let _ = begun.send(Ok(()));
+                    session.serve(input, output).await;
+                }
+                Err(failure) => {
+                    let _ = begun.send(Err(failure.into_status()));
+                }
+            }
+        });
+        began
+            .await
+            .map_err(|_| Failure::internal("the exec's task ended").into_status())??;
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
     }
 }

@@ -55,10 +55,12 @@ impl PodAccess {
         self.state().processes.remove(container);
     }
 
-    /// The guest is given up.
+    /// The guest is given up; whoever still speaks to it learns so.
     pub(crate) fn closed(&self) {
         let mut state = self.state();
-        state.guest = None;
+        if let Some(guest) = state.guest.take() {
+            guest.close();
+        }
         state.processes.clear();
     }
 

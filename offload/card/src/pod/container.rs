@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use longship_framed::guest::{ProcessExited, Start};
-use longship_proto::Failure;
 use longship_proto::card::v1::Source;
 use longship_proto::control::v1::{ContainerState, ContainerStatus};
+use longship_proto::{Class, Failure};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::watch;
 use tracing::warn;
 
+use super::lifecycle::SIGTERM;
 use super::prepare::PreparedContainer;
 use super::{Desired, PodAccess, PodFailure};
 use crate::card::Card;
@@ -133,16 +134,30 @@ impl Supervised {
             if started.elapsed() > HEALTHY {
                 backoff = BACKOFF_MIN;
             }
-            tokio::select! {
-                () = tokio::time::sleep(backoff) => {}
-                _ = self.desired.wait_for(|d| *d != Desired::Run) => {
-                    log.close();
-                    return Ok(exited.exit_code);
+            running = loop {
+                tokio::select! {
+                    () = tokio::time::sleep(backoff) => {}
+                    _ = self.desired.wait_for(|d| *d != Desired::Run) => {
+                        log.close();
+                        return Ok(exited.exit_code);
+                    }
                 }
-            }
-            backoff = (backoff * 2).min(BACKOFF_MAX);
-            running = self.start().await?;
+                backoff = (backoff * 2).min(BACKOFF_MAX);
+                match self.start().await {
+                    Ok(running) => break running,
+                    Err(failure) if failure.class() == Class::Unavailable => return Err(failure),
+                    // This container waits on; the others are none the worse.
+                    Err(failure) => {
+                        warn!(container = self.name(), %failure, "cannot be started again");
+                        self.update(|c| "StartFailed".clone_into(&mut c.reason));
+                    }
+                }
+            };
             self.update(|c| c.restarts += 1);
+            if *self.desired.borrow() != Desired::Run {
+                // The pod's SIGTERM came before there was anything to receive it.
+                let _ = self.guest.signal(self.name(), SIGTERM, false).await;
+            }
         }
     }
 

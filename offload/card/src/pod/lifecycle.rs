@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use longship_framed::guest::{Configure, Hello};
 use longship_proto::Failure;
-use longship_proto::control::v1::{ContainerState, ContainerStatus, Phase, Stage};
+use longship_proto::control::v1::{ContainerState, ContainerStatus, Phase, PodStatus, Stage};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
@@ -24,7 +24,9 @@ const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a guest may take to power off before it is ended.
 const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(5);
 
-const SIGTERM: i32 = 15;
+pub(super) const SIGTERM: i32 = 15;
+/// Exit code of a container that had no chance to say one: as if killed.
+const LOST_EXIT_CODE: i32 = 128 + 9;
 
 /// What the control plane wants of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,7 +64,7 @@ pub(crate) async fn run(
         End::Deleted => status.update(|s| s.phase = Phase::Stopping.into()),
         End::Finished(_) | End::Failed(_) => {}
     }
-    release_held(&card, &plan.uid, plan.generation).await;
+    release_held(&card, &plan.uid).await;
     for container in &plan.containers {
         match card.logs.log(&plan.uid, &container.name) {
             Ok(log) => log.close(),
@@ -85,6 +87,7 @@ pub(crate) async fn run(
                 s.phase = Phase::Failed.into();
                 reason.clone_into(&mut s.reason);
                 s.message = failure.to_string();
+                end_containers(s);
             });
         }
         End::Deleted => {}
@@ -100,13 +103,21 @@ pub(crate) async fn run(
     status.update(|s| s.phase = Phase::Released.into());
 }
 
-/// Waits until the pod shall go; for how long its processes may take.
-async fn deleted(desired: &mut watch::Receiver<Desired>) -> Duration {
-    match desired.wait_for(|d| *d != Desired::Run).await.as_deref() {
-        Ok(Desired::Gone { grace }) => *grace,
-        // The reconciler is gone: this card ends, and the pod stays desired.
-        _ => Duration::ZERO,
+/// The machine is gone, and with it what still ran or was to run.
+fn end_containers(status: &mut PodStatus) {
+    for container in &mut status.containers {
+        if container.state() != ContainerState::Terminated {
+            container.state = ContainerState::Terminated.into();
+            container.finished_us = now_us();
+            container.exit_code = LOST_EXIT_CODE;
+            container.reason.clone_from(&status.reason);
+        }
     }
+}
+
+/// Waits until the pod shall go, or this card ends (then it stays desired).
+async fn deleted(desired: &mut watch::Receiver<Desired>) {
+    let _ = desired.wait_for(|d| *d != Desired::Run).await;
 }
 
 async fn run_to_end(
@@ -128,7 +139,10 @@ async fn run_to_end(
             })
             .collect();
     });
-    if let Err(error) = card.journal.take(&plan.uid, &prepare::items(plan)) {
+    if let Err(error) = card
+        .journal
+        .take(&plan.uid, plan.generation, &prepare::items(plan))
+    {
         return End::Failed(PodFailure::new("Journal", error));
     }
     let prepared = prepare::prepare(card, plan, status, desired.clone()).await;
@@ -154,9 +168,10 @@ async fn run_to_end(
     }
     access.opened(guest.clone());
 
-    let mut running = JoinSet::new();
-    for (index, prepared) in containers.into_iter().enumerate() {
-        let container = Supervised {
+    let containers = containers
+        .into_iter()
+        .enumerate()
+        .map(|(index, prepared)| Supervised {
             card: card.clone(),
             plan: plan.clone(),
             index,
@@ -165,28 +180,49 @@ async fn run_to_end(
             status: status.clone(),
             access: access.clone(),
             desired: desired.clone(),
-        };
+        })
+        .collect();
+    let mut running = JoinSet::new();
+    let end = tokio::select! {
+        _ = deleted(desired) => None,
+        how = card.agent.exited(&plan.uid) => {
+            let failure = Failure::unavailable(how);
+            Some(End::Failed(PodFailure::new("SandboxExited", failure)))
+        }
+        end = run_containers(containers, &mut running, status) => Some(end),
+    };
+    match end {
+        None => {
+            status.update(|s| s.phase = Phase::Stopping.into());
+            stop(card, plan, &guest, &mut running, desired).await;
+            End::Deleted
+        }
+        Some(end) => {
+            if matches!(end, End::Finished(_)) {
+                power_off(card, plan, &guest).await;
+            }
+            end
+        }
+    }
+}
+
+/// Starts all containers, one after the other, and waits until the last is over.
+async fn run_containers(
+    containers: Vec<Supervised>,
+    running: &mut JoinSet<Result<i32, Failure>>,
+    status: &StatusCell,
+) -> End {
+    for container in containers {
         match container.first_start().await {
             Ok(process) => running.spawn(container.supervise(process)),
             Err(failure) => return End::Failed(failure),
         };
     }
     status.update(|s| s.phase = Phase::Running.into());
-
-    tokio::select! {
-        grace = deleted(desired) => {
-            status.update(|s| s.phase = Phase::Stopping.into());
-            stop(plan, &guest, &mut running, grace).await;
-            End::Deleted
-        }
-        how = card.agent.exited(&plan.uid) => {
-            End::Failed(PodFailure::new("SandboxExited", Failure::unavailable(how)))
-        }
-        over = all_over(&mut running) => {
-            power_off(card, plan, &guest).await;
-            over.map_or_else(|f| End::Failed(PodFailure::new("GuestLost", f)), End::Finished)
-        }
-    }
+    all_over(running).await.map_or_else(
+        |failure| End::Failed(PodFailure::new("GuestLost", failure)),
+        End::Finished,
+    )
 }
 
 /// From the machine with its devices to an init that is configured.
@@ -243,18 +279,43 @@ fn boot_stages(hello: &Hello, began: i64, heard: i64) -> Vec<Stage> {
     ]
 }
 
-/// SIGTERM to all containers, then the time they were given.
+/// SIGTERM to all containers, then the time they were given, which a later deletion
+/// may change.
 async fn stop(
+    card: &Card,
     plan: &PodPlan,
     guest: &Guest,
     running: &mut JoinSet<Result<i32, Failure>>,
-    grace: Duration,
+    desired: &mut watch::Receiver<Desired>,
 ) {
-    for container in &plan.containers {
-        // One that is over already cannot be signalled, which is as well.
-        let _ = guest.signal(&container.name, SIGTERM, false).await;
+    let ended = async {
+        for container in &plan.containers {
+            // One that is over already cannot be signalled, which is as well.
+            let _ = guest.signal(&container.name, SIGTERM, false).await;
+        }
+        let _ = all_over(running).await;
+    };
+    tokio::select! {
+        () = ended => {}
+        _ = card.agent.exited(&plan.uid) => {}
+        () = grace_over(desired) => {}
     }
-    let _ = tokio::time::timeout(grace, all_over(running)).await;
+}
+
+/// Resolves when the time that the pod was given, counted from now, is over.
+async fn grace_over(desired: &mut watch::Receiver<Desired>) {
+    let began = tokio::time::Instant::now();
+    loop {
+        let grace = match &*desired.borrow_and_update() {
+            Desired::Gone { grace } => *grace,
+            // The card itself ends.
+            Desired::Run => Duration::ZERO,
+        };
+        tokio::select! {
+            () = tokio::time::sleep_until(began + grace) => return,
+            changed = desired.changed() => if changed.is_err() { return },
+        }
+    }
 }
 
 /// The worst exit code of all containers when the last is over.

@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use longship_eni::EniProvider;
-use longship_proto::card::v1::Held;
 use longship_proto::{Class, Failure};
 use longship_volume::VolumeProvider;
 use tracing::{info, warn};
@@ -16,10 +15,10 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// Releases everything held for the pod; goes on until all of it is released. The
 /// machine goes first: its devices have no user then.
-pub(crate) async fn release_held(card: &Card, pod_uid: &str, generation: u64) {
+pub(crate) async fn release_held(card: &Card, pod_uid: &str) {
     let mut told = false;
     loop {
-        match attempt(card, pod_uid, generation).await {
+        match attempt(card, pod_uid).await {
             Ok(()) => return,
             Err(failure) => {
                 if !told {
@@ -32,13 +31,13 @@ pub(crate) async fn release_held(card: &Card, pod_uid: &str, generation: u64) {
     }
 }
 
-async fn attempt(card: &Card, pod_uid: &str, generation: u64) -> Result<(), Failure> {
-    let mut held: Vec<Held> = card.journal.held()?;
+async fn attempt(card: &Card, pod_uid: &str) -> Result<(), Failure> {
+    let mut held = card.journal.held()?;
     held.retain(|h| h.pod_uid == pod_uid);
     held.sort_by_key(|h| h.kind != "sandbox");
     for item in &held {
         match item.kind.as_str() {
-            "sandbox" => stop_sandbox(card, &item.name, generation).await?,
+            "sandbox" => stop_sandbox(card, &item.name, item.generation).await?,
             "eni" => card.enis.release(&item.name).await?,
             _ => {
                 let id = item.name.clone();
