@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
@@ -100,11 +101,39 @@ impl<D: Device> FrontendState<D> {
     }
 }
 
-/// Whether nobody can cut the file short under our feet: touching what is then
-/// missing would end this process, and with it the disks of all other pods.
-fn keeps_its_size(file: &File) -> bool {
+/// The most guest memory that one frontend may share, in bytes. What is mapped costs
+/// address space, which all devices of this process share.
+const MAX_SHARED: u64 = 1 << 40;
+
+/// Checks that touching a region can never end this process, and with it the disks of
+/// all other pods: the file reaches to the region's end, nobody can cut it short, and
+/// its pages come from memory that does not run out where huge pages would.
+fn check_region(region: &VhostUserMemoryRegion, file: &File) -> Result<()> {
     let seals = fcntl(file, FcntlArg::F_GET_SEALS).map(SealFlag::from_bits_retain);
-    seals.is_ok_and(|seals| seals.contains(SealFlag::F_SEAL_SHRINK))
+    if !seals.is_ok_and(|seals| seals.contains(SealFlag::F_SEAL_SHRINK)) {
+        return unsupported("guest memory that could shrink: it must be a sealed memfd");
+    }
+    let kind = fstatfs(file).map_err(refused)?.filesystem_type();
+    if kind != TMPFS_MAGIC {
+        return unsupported("guest memory of huge pages, which may be missing when touched");
+    }
+    let len = file.metadata().map_err(refused)?.len();
+    let end = region.mmap_offset.checked_add(region.memory_size);
+    if end.is_none_or(|end| end > len) {
+        return unsupported("guest memory that reaches beyond its file");
+    }
+    Ok(())
+}
+
+/// Checks what a table asks for in all.
+fn check_total(table: &[VhostUserMemoryRegion]) -> Result<()> {
+    let total = table
+        .iter()
+        .try_fold(0_u64, |sum, region| sum.checked_add(region.memory_size));
+    match total {
+        Some(total) if total <= MAX_SHARED => Ok(()),
+        _ => unsupported("more guest memory than one frontend may share"),
+    }
 }
 
 fn unsupported<T>(what: &'static str) -> Result<T> {
@@ -165,10 +194,9 @@ impl<D: Device> VhostUserBackendReqHandlerMut for FrontendState<D> {
     ) -> Result<Option<Vec<VhostUserMemoryRegionBase>>> {
         let mut mapped = Vec::with_capacity(table.len());
         let mut regions = Vec::with_capacity(table.len());
+        check_total(table)?;
         for (region, file) in table.iter().zip(files) {
-            if !keeps_its_size(&file) {
-                return unsupported("guest memory that could shrink: it must be a sealed memfd");
-            }
+            check_region(region, &file)?;
             mapped.push(
                 GuestRegionMmap::new(
                     region.mmap_region(file)?,

@@ -392,6 +392,19 @@ fn memory_that_its_owner_could_cut_short_is_refused() {
 }
 
 #[test]
+fn memory_that_could_end_the_process_when_touched_is_refused() {
+    let (_dir, server) = served();
+    for len in [4096, MEMORY_SIZE as u64 - 4096] {
+        let file = Driver::memory_file();
+        file.set_len(len).unwrap();
+        fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).unwrap();
+        assert!(Driver::share(server.socket(), 2, 0, file).is_err(), "{len}");
+    }
+    let mut driver = Driver::connect(server.socket(), 2, 0);
+    mirrored(&mut driver, 0, b"whole", false);
+}
+
+#[test]
 fn a_ring_outside_memory_is_refused() {
     let (_dir, server) = served();
     let driver = Driver::negotiate(server.socket(), 2, 0);

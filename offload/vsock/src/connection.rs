@@ -107,7 +107,11 @@ impl Connection {
     pub(crate) fn take_credit(&mut self, header: &Header) {
         self.guest_room = header.buf_alloc;
         self.guest_consumed = header.fwd_cnt;
-        self.asked_credit = false;
+        // A guest without room answers a request at once and says so: asking it again
+        // would never end. It tells by itself when it has room.
+        if self.credit() > 0 {
+            self.asked_credit = false;
+        }
     }
 
     /// Data of the guest.
@@ -123,7 +127,7 @@ impl Connection {
         let len = u32::try_from(data.len()).map_err(|_| Violation)?;
         self.received = self.received.wrapping_add(len);
         if self.abandoned {
-            self.consumed = self.consumed.wrapping_add(len);
+            self.count_consumed(data.len());
         } else {
             self.inbound.extend(data);
             self.wake_reader();
@@ -153,6 +157,11 @@ impl Connection {
         let n = room.min(data.len());
         self.outbound.extend(&data[..n]);
         n
+    }
+
+    /// Whether something is buffered for the guest.
+    pub(crate) fn has_outbound(&self) -> bool {
+        !self.outbound.is_empty()
     }
 
     /// Nobody here cares any more. What is buffered for the guest still goes.

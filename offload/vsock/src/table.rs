@@ -168,11 +168,11 @@ impl Table {
         };
         connection.abandon();
         match connection.phase {
-            Phase::Connecting { asked: true } | Phase::Open { answered: false } => self.reset(id),
-            Phase::Connecting { asked: false } | Phase::Gone { .. } => self.forget(id),
-            Phase::Open { answered: true } => {
+            Phase::Open { answered } if answered || connection.has_outbound() => {
                 self.mark_ready(id);
             }
+            Phase::Connecting { asked: true } | Phase::Open { .. } => self.reset(id),
+            Phase::Connecting { asked: false } | Phase::Gone { .. } => self.forget(id),
         }
     }
 

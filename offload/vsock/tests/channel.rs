@@ -297,6 +297,10 @@ fn the_guest_is_sent_no_more_than_it_has_room_for() {
     assert_eq!(guest.receive().op, CREDIT_REQUEST);
     assert!(guest.silent());
     let mut update = packet(CREDIT_UPDATE, 5000, &[]);
+    // An answer that brings no credit is not asked for again.
+    (update.buf_alloc, update.fwd_cnt) = (1000, 0);
+    guest.send(&update);
+    assert!(guest.silent());
     (update.buf_alloc, update.fwd_cnt) = (1000, 400);
     guest.send(&update);
     assert_eq!(guest.receive().data.len(), 400);
