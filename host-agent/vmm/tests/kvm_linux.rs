@@ -223,10 +223,11 @@ async fn linux_serves_tcp_over_its_eni() {
     };
     let enis = BridgeEnis::new();
     enis.prepare(spec.clone()).await.unwrap();
-    // The second connection says that the answer to the first has arrived.
+    // The first server takes more than one connection: an attempt that was given up
+    // here may still arrive there. One at the second port says that all is over.
     let script = guest_program::script(
         "/busybox ip addr add 10.1.2.3/24 dev eth0; /busybox ip link set eth0 up; \
-         /busybox nc -l -p 80 -e /busybox tr a-z A-Z; /busybox nc -l -p 81",
+         /busybox nc -ll -p 80 -e /busybox tr a-z A-Z & /busybox nc -l -p 81",
     );
     let linux = Linux::boot(&script, 2, MEMORY, &[(DeviceType::Net, &spec.socket)]);
     let mut stream = dial(&enis, SocketAddrV4::new(address, 80)).await;
