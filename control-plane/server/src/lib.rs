@@ -6,7 +6,6 @@
 //! What clients read (get, list, watch) comes straight from the store.
 
 mod api;
-mod clock;
 mod inventory;
 mod ipam;
 mod lease;

@@ -1,6 +1,6 @@
 //! Time of day and time since the start.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+pub(crate) use longship_framed::now_us;
 
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime, clock_settime};
@@ -14,15 +14,6 @@ pub(crate) fn uptime_us() -> i64 {
             .saturating_mul(1_000_000)
             .saturating_add(now.tv_nsec() / 1000)
     })
-}
-
-/// The time of day in microseconds since the Unix epoch.
-pub(crate) fn now_us() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .ok()
-        .and_then(|since| i64::try_from(since.as_micros()).ok())
-        .unwrap_or(0)
 }
 
 /// Sets the time of day to `time_us` microseconds since the Unix epoch.

@@ -1,18 +1,9 @@
 //! Where a call's time went, step by step.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+pub(crate) use longship_framed::now_us;
 
 use longship_framed::vmm::Step;
 use longship_proto::control::v1::Stage;
-
-/// Microseconds since the Unix epoch; 0 before it.
-pub(crate) fn now_us() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .ok()
-        .and_then(|since| i64::try_from(since.as_micros()).ok())
-        .unwrap_or(0)
-}
 
 /// The steps of one call, in order of their start.
 #[derive(Debug, Default)]

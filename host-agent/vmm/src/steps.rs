@@ -1,16 +1,8 @@
 //! When each step of an operation began and ended, for the start-up waterfall.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+pub(crate) use longship_framed::now_us;
 
 use longship_framed::vmm::Step;
-
-/// Microseconds since the Unix epoch.
-pub(crate) fn now_us() -> i64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
-}
 
 /// The steps of one operation.
 #[derive(Debug, Default)]

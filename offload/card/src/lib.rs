@@ -10,7 +10,6 @@
 mod agent;
 mod api;
 mod card;
-mod clock;
 mod guest;
 mod journal;
 mod link;

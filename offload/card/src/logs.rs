@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use longship_proto::card::v1::{LogChunk, Source};
 use tokio::sync::watch;
 
-use crate::clock::now_us;
+use longship_proto::now_us;
 
 /// Bytes after which a segment is full; a container keeps at most two.
 const SEGMENT_BYTES: u64 = 8 << 20;

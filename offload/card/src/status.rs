@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use longship_proto::control::v1::{Phase, PodReport, PodStatus, Stage};
 use tokio::sync::Notify;
 
-use crate::clock::now_us;
+use longship_proto::now_us;
 
 /// The newest report of each pod, and which of them have not been sent yet.
 #[derive(Debug, Default)]

@@ -2,10 +2,12 @@
 //! card ↔ guest init (vsock). Both use one framing: a `u32` length in little
 //! endian, then that many bytes of protobuf.
 
+mod clock;
 mod failure;
 mod frame;
 mod rights;
 
+pub use clock::now_us;
 pub use frame::{FrameError, MAX_FRAME, decode, encode, read_frame, write_frame};
 #[cfg(feature = "tokio")]
 pub use frame::{read_frame_async, write_frame_async};

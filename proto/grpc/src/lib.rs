@@ -5,6 +5,7 @@ mod status;
 pub mod token;
 
 pub use longship_framed::error::{Class, Failure};
+pub use longship_framed::now_us;
 pub use status::{FailureExt, failure_of};
 
 /// All services and messages as an encoded `FileDescriptorSet`, for reflection.

@@ -1,18 +1,9 @@
 //! Points in time and lengths of it. Longship counts microseconds since the Unix epoch.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+pub(crate) use longship_proto::now_us;
 
 const SECOND_US: i64 = 1_000_000;
 const DAY_S: i64 = 86_400;
-
-/// Microseconds since the Unix epoch.
-pub(crate) fn now_us() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .ok()
-        .and_then(|since| i64::try_from(since.as_micros()).ok())
-        .unwrap_or(0)
-}
 
 /// RFC 3339 in UTC, whole seconds; `None` for 0, which is "not yet".
 pub(crate) fn rfc3339(time_us: i64) -> Option<String> {

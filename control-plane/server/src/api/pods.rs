@@ -12,11 +12,11 @@ use uuid::Uuid;
 
 use super::Control;
 use super::stream::Ending;
-use crate::clock::now_us;
 use crate::pods::key;
 use crate::reconcile::Command;
 use crate::records::{self, decode_pod};
 use crate::{validate, watch};
+use longship_proto::now_us;
 
 /// How long an access token is good for, in microseconds.
 pub(crate) const TOKEN_TTL_US: i64 = 5 * 60 * 1_000_000;

@@ -26,7 +26,7 @@ pub(crate) struct Now {
 impl Now {
     pub(crate) fn get() -> Self {
         Self {
-            us: crate::clock::now_us(),
+            us: longship_proto::now_us(),
             at: Instant::now(),
         }
     }

@@ -14,8 +14,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::exec;
 use crate::card::Card;
-use crate::clock::now_us;
 use crate::reconciler::Reconciler;
+use longship_proto::now_us;
 
 /// Chunks on their way to a client: a slow one stops its own reading, nothing else.
 const OUTGOING: usize = 16;

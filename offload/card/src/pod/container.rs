@@ -16,11 +16,11 @@ use super::lifecycle::SIGTERM;
 use super::prepare::PreparedContainer;
 use super::{Desired, PodAccess, PodFailure};
 use crate::card::Card;
-use crate::clock::now_us;
 use crate::guest::{Guest, Running};
 use crate::logs::Log;
 use crate::plan::PodPlan;
 use crate::status::{StatusCell, stage};
+use longship_proto::now_us;
 
 /// The first wait before a container is started again; it doubles each time.
 const BACKOFF_MIN: Duration = Duration::from_secs(1);

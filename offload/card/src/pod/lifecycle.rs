@@ -14,10 +14,10 @@ use super::container::Supervised;
 use super::prepare::{self, Prepared, SCRATCH_SERIAL};
 use super::{PodAccess, PodFailure, release_held};
 use crate::card::Card;
-use crate::clock::now_us;
 use crate::guest::Guest;
 use crate::plan::PodPlan;
 use crate::status::{StatusCell, stage};
+use longship_proto::now_us;
 
 /// How long a kernel may take from its start to init's hello.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
