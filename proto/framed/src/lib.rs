@@ -5,6 +5,7 @@
 mod clock;
 mod failure;
 mod frame;
+pub mod machine_ports;
 mod rights;
 
 pub use clock::now_us;
