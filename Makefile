@@ -50,7 +50,7 @@ e2e: build guest ## the tests that need a KVM and cross processes
 	    sed -n 's/.*"profile":{[^}]*"test":true}.*"executable":"\([^"]*\)".*/\1/p'); \
 	export LONGSHIP_VMM=$(CURDIR)/target/release/longship-vmm; \
 	export LONGSHIP_KERNEL=$(CURDIR)/target/guest/vmlinux; \
-	$(on_kvm) $(testbed) -- bash -ec 'for t; do "$$t" --test-threads=1 --show-output; done' e2e $$tests
+	$(on_kvm) $(testbed) -- bash -c 'failed=0; for t; do "$$t" --test-threads=1 || failed=1; done; exit $$failed' e2e $$tests
 
 bench: build guest ## what a cold start costs, in exactly counted instructions
 	cargo build --profile lean -p longship-vmm --example boot

@@ -101,7 +101,7 @@ impl Longship {
             &mut up_command(directory.path(), flags),
             &directory.path().join("up.log"),
         );
-        eventually(60, "Longship is up", || {
+        eventually(240, "Longship is up", || {
             if let Some(code) = up.ended() {
                 panic!("`longship up` ended with {code:?}:\n{}", up.output());
             }

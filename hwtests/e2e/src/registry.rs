@@ -31,7 +31,7 @@ impl Registry {
             Command::new("docker-registry").arg("serve").arg(&path),
             &directory.path().join("log"),
         );
-        eventually(30, "the registry answers", || {
+        eventually(120, "the registry answers", || {
             assert_eq!(
                 process.ended(),
                 None,

@@ -73,7 +73,7 @@ fn a_card_that_is_killed_leaves_its_pods_to_the_next() {
     let directory = folder.path();
     let mut daemons = vec![control(directory), agent(directory)];
     let first = card(directory, "card-1.log");
-    eventually(60, "the host is ready", || {
+    eventually(240, "the host is ready", || {
         cli(&["get", "hosts", "-o", "json"])
             .stdout
             .contains("\"ready\": true")
@@ -87,17 +87,17 @@ fn a_card_that_is_killed_leaves_its_pods_to_the_next() {
         let path = directory.join("pod.yaml");
         std::fs::write(&path, yaml).unwrap();
         cli(&["create", "-f", &path.to_string_lossy()]).ok();
-        eventually(90, "the pod runs", || phase(name) == "Running");
+        eventually(240, "the pod runs", || phase(name) == "Running");
     }
 
     first.signal(Signal::SIGKILL);
     drop(first);
     daemons.push(card(directory, "card-2.log"));
     // What may not run twice has failed; what shall always run does so again.
-    eventually(90, "the pod that ran once is over", || {
+    eventually(240, "the pod that ran once is over", || {
         phase("once") == "Failed"
     });
-    eventually(90, "the other one runs again", || {
+    eventually(240, "the other one runs again", || {
         phase("again") == "Running" && cli(&["exec", "again", "--", "true"]).code == Some(0)
     });
     for name in ["again", "once"] {

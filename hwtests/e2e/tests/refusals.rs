@@ -343,8 +343,8 @@ fn a_run_that_is_killed_half_way_leaves_nothing() {
         );
         std::thread::sleep(std::time::Duration::from_millis(wait_ms));
         run.signal(Signal::SIGTERM);
-        eventually(30, "the killed run ends", || run.ended().is_some());
-        eventually(30, "its pod is released", || {
+        eventually(120, "the killed run ends", || run.ended().is_some());
+        eventually(120, "its pod is released", || {
             longship.cli(&["get", "pod", "half"]).code == Some(1)
                 && longship.held().trim().is_empty()
         });
@@ -371,7 +371,7 @@ fn without_its_card_a_pod_waits_and_says_so() {
                 .env("LONGSHIP_SERVER", "http://127.0.0.1:7700"),
         )
     };
-    eventually(20, "the control plane answers", || {
+    eventually(120, "the control plane answers", || {
         cli(&["get", "pods"]).code == Some(0)
     });
     cli(&[
