@@ -37,6 +37,9 @@ impl Operation {
             request::Operation::Boot(_) => none(Self::Boot),
             request::Operation::Stats(_) => none(Self::GetStats),
             request::Operation::Stop(_) => none(Self::Stop),
+            request::Operation::Restore(_) | request::Operation::Snapshot(_) => Err(
+                Failure::invalid("operation", "it is unknown to this version"),
+            ),
             request::Operation::Attach(attach) => {
                 let kind = DeviceType::from_wire(attach.r#type).ok_or_else(|| {
                     Failure::invalid("type", format!("no device type {}", attach.r#type))

@@ -228,6 +228,7 @@ impl Machine {
         Stats {
             exits: self.counters.exits.load(Ordering::Relaxed),
             first_run_us: self.counters.first_run_us.load(Ordering::Relaxed),
+            ..Stats::default()
         }
     }
 

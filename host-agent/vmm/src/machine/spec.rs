@@ -12,6 +12,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use crate::boot::image::{ImageError, inspect};
 use crate::boot::{BootPlan, PlanError};
 use crate::memory::layout::{MAX_COMMAND_LINE, MAX_MEMORY, MEMORY_GRANULE, MIN_MEMORY, ram_end};
+use crate::memory::{Profile, RamPlan};
 use crate::vcpu::cpuid;
 
 /// The most processors that a machine can have.
@@ -100,8 +101,7 @@ pub(crate) struct MachineSpec {
     /// What its processors can do.
     pub(crate) supported: CpuId,
     pub(crate) vcpus: u8,
-    /// Bytes.
-    pub(crate) memory: u64,
+    pub(crate) memory: RamPlan,
     pub(crate) boot: BootPlan,
     pub(crate) console: Option<File>,
 }
@@ -151,7 +151,10 @@ impl MachineSpec {
             kvm,
             supported,
             vcpus,
-            memory: create.memory_bytes,
+            memory: RamPlan {
+                bytes: create.memory_bytes,
+                profile: Profile::Direct,
+            },
             boot,
             console: fds.console,
         })
@@ -268,8 +271,7 @@ mod tests {
             vcpus: 1,
             memory_bytes: 64 << 20,
             command_line: "reboot=k".to_owned(),
-            has_initramfs: false,
-            has_console: false,
+            ..Create::default()
         }
     }
 

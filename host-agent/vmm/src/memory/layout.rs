@@ -7,6 +7,7 @@
 //! 0x0002_0000  command line
 //! 0x0009_E000  MP table, reserved up to 0xA_0000
 //! 0x0010_0000  RAM … at most 3 GiB
+//!              its last megabytes are the DMA window, where there is one
 //! 0xC000_0000  BARs of PCI functions
 //! 0xFEC0_0000  IO-APIC, 0xFEE0_0000 local APICs, KVM's own pages
 //! 0x1_0000_0000  the rest of RAM
@@ -70,9 +71,25 @@ pub(crate) fn ram_end(bytes: u64) -> u64 {
     ram_ranges(bytes).last().map_or(0, |range| range.end)
 }
 
+/// Where the DMA window of `window` bytes lies in a guest with `memory`: at the end of
+/// the RAM below the hole, in the reach of 32-bit devices. A function of the two
+/// sizes alone, so that a template and its clones agree on it. Both are multiples of
+/// [`MEMORY_GRANULE`], so the window is aligned to it.
+pub(crate) fn dma_window(memory: u64, window: u64) -> Range<u64> {
+    let end = memory.min(BAR_WINDOW.start);
+    end.saturating_sub(window)..end
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_window_is_the_last_ram_below_the_hole() {
+        let four = 4 << 20;
+        assert_eq!(dma_window(128 << 20, four), 0x7C0_0000..0x800_0000);
+        assert_eq!(dma_window(5 << 30, four), 0xBFC0_0000..0xC000_0000);
+    }
 
     #[test]
     fn small_guests_have_one_range_and_big_ones_a_hole() {

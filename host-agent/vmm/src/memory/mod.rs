@@ -1,27 +1,36 @@
-//! Guest RAM: one sealed memfd, mapped here and by the backends that serve the
-//! guest.
+//! Guest RAM. With the profile DIRECT it is one sealed memfd, mapped here and by the
+//! backends that serve the guest. With DENSE it is private to this process, a view of
+//! a template's in a clone, but for the DMA window: a memfd that backends map.
 
 pub(crate) mod layout;
+pub(crate) mod memfd;
+pub(crate) mod plan;
+mod region;
+mod resident;
 
 use std::fs::File;
-use std::io::{self, Seek, SeekFrom};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::Arc;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::ptr;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use nix::sys::memfd::{MFdFlags, memfd_create};
-use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
-/// Why guest RAM could not be made or filled.
+use crate::memory::memfd::UnfitMemory;
+pub(crate) use crate::memory::plan::{Profile, RamPlan};
+use crate::memory::region::{Backing, Region};
+
+/// Why guest RAM could not be made, filled or given back.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MemoryError {
     #[error("creating a memfd of {bytes} bytes for guest RAM: {source}")]
     Memfd { bytes: u64, source: nix::Error },
-    #[error("mapping {bytes} bytes of guest RAM: {reason}")]
-    Map { bytes: u64, reason: String },
+    #[error("mapping {bytes} bytes of guest RAM: {source}")]
+    Map { bytes: u64, source: io::Error },
+    #[error("memory descriptor: {0}")]
+    Unfit(#[from] UnfitMemory),
+    #[error("copying the template's memory: {0}")]
+    Copy(io::Error),
     #[error("giving KVM the RAM at {guest:#x}: {source}")]
     Register {
         guest: u64,
@@ -33,9 +42,17 @@ pub(crate) enum MemoryError {
         bytes: u64,
         reason: String,
     },
+    #[error("giving back {bytes} bytes of guest RAM at {guest:#x}: {reason}")]
+    GiveBack {
+        guest: u64,
+        bytes: u64,
+        reason: String,
+    },
+    #[error("looking for pages of zeros in guest RAM: {0}")]
+    Punch(io::Error),
 }
 
-/// One contiguous piece of guest RAM, as KVM and backends are told of it.
+/// One contiguous piece of guest RAM, as KVM is told of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Mapping {
     /// Guest-physical address.
@@ -44,53 +61,156 @@ pub(crate) struct Mapping {
     pub(crate) bytes: u64,
     /// Address in this process.
     pub(crate) host: u64,
-    /// Where it begins in the memfd.
+}
+
+impl Mapping {
+    /// The address in this process of `bytes` at `guest`; `None` unless all of them
+    /// lie here.
+    fn address(&self, guest: u64, bytes: u64) -> Option<u64> {
+        let end = guest.checked_add(bytes)?;
+        (guest >= self.guest && end <= self.guest + self.bytes)
+            .then(|| self.host + (guest - self.guest))
+    }
+}
+
+/// One contiguous piece of guest RAM that backends are told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SharedMapping {
+    pub(crate) at: Mapping,
+    /// Where it begins in the memfd, in bytes.
     pub(crate) offset: u64,
-    /// The memfd.
+    /// The memfd. It holds nothing that backends must not see.
     pub(crate) fd: RawFd,
 }
 
 /// Guest RAM.
 pub(crate) struct GuestRam {
-    file: Arc<File>,
-    memory: GuestMemoryMmap,
+    plan: RamPlan,
     mappings: Vec<Mapping>,
+    shared: Vec<SharedMapping>,
+    /// What the memory is, but for the window, where it is shared.
+    file: Option<File>,
+    /// Kept for its descriptor in `shared`.
+    _window: Option<File>,
+    /// In the order of `mappings`.
+    regions: Vec<Region>,
 }
 
 impl GuestRam {
-    /// RAM of `bytes`, all zero, none of it resident yet.
-    pub(crate) fn new(bytes: u64) -> Result<Self, MemoryError> {
-        let file = Arc::new(File::from(sealed_memfd(bytes)?));
-        let mut regions = Vec::new();
-        let mut mappings = Vec::new();
-        let mut offset = 0;
-        for range in layout::ram_ranges(bytes) {
-            let len = range.end - range.start;
-            let region = map(&file, offset, range.start, len)?;
-            mappings.push(Mapping {
-                guest: range.start,
-                bytes: len,
-                host: region.as_ptr() as u64,
-                offset,
-                fd: file.as_raw_fd(),
-            });
-            regions.push(region);
-            offset += len;
+    /// RAM of a machine that boots by itself: all zero, none of it resident yet.
+    pub(crate) fn new(plan: RamPlan) -> Result<Self, MemoryError> {
+        match plan.profile {
+            Profile::Direct => Self::on_memfd(plan, create_memfd(plan.bytes)?),
+            Profile::Dense { .. } => Self::build(plan, None, |_| Backing::Anonymous),
         }
-        let memory = GuestMemoryMmap::from_regions(regions).map_err(|e| MemoryError::Map {
-            bytes,
-            reason: e.to_string(),
-        })?;
-        Ok(Self {
-            file,
-            memory,
-            mappings,
-        })
     }
 
-    /// All pieces, in ascending guest-physical order.
+    /// RAM of a machine that becomes a template: `memory`, but for the window.
+    pub(crate) fn template(plan: RamPlan, memory: File) -> Result<Self, MemoryError> {
+        memfd::check_writable(&memory, plan.bytes)?;
+        let bytes = plan.bytes;
+        memfd::fix_size(&memory).map_err(|source| MemoryError::Memfd { bytes, source })?;
+        Self::on_memfd(plan, memory)
+    }
+
+    /// RAM of a clone: what `memory`, a template's, holds. DENSE: a private view of
+    /// it, with a window of zeros. DIRECT: a copy.
+    pub(crate) fn clone_of(plan: RamPlan, memory: File) -> Result<Self, MemoryError> {
+        memfd::check_sealed(&memory, plan.bytes)?;
+        match plan.profile {
+            Profile::Dense { .. } => {
+                Self::build(plan, None, |offset| Backing::Private(&memory, offset))
+            }
+            Profile::Direct => {
+                let own = create_memfd(plan.bytes)?;
+                resident::copy(&memory, &own, plan.bytes).map_err(MemoryError::Copy)?;
+                Self::on_memfd(plan, own)
+            }
+        }
+    }
+
+    fn on_memfd(plan: RamPlan, file: File) -> Result<Self, MemoryError> {
+        let view = file.try_clone().map_err(|source| MemoryError::Map {
+            bytes: plan.bytes,
+            source,
+        })?;
+        Self::build(plan, Some(file), |offset| Backing::Shared(&view, offset))
+    }
+
+    /// Maps what `backing` says for each offset in the whole, and the window over it.
+    fn build<'a>(
+        plan: RamPlan,
+        file: Option<File>,
+        backing: impl Fn(u64) -> Backing<'a>,
+    ) -> Result<Self, MemoryError> {
+        let mut ram = Self {
+            plan,
+            mappings: Vec::new(),
+            shared: Vec::new(),
+            file,
+            _window: None,
+            regions: Vec::new(),
+        };
+        let mut offset = 0;
+        for range in layout::ram_ranges(plan.bytes) {
+            let bytes = range.end - range.start;
+            let region = Region::map(bytes, &backing(offset))
+                .map_err(|source| MemoryError::Map { bytes, source })?;
+            let at = Mapping {
+                guest: range.start,
+                bytes,
+                host: region.start(),
+            };
+            ram.mappings.push(at);
+            ram.regions.push(region);
+            if let (Profile::Direct, Some(file)) = (plan.profile, &ram.file) {
+                let fd = file.as_raw_fd();
+                ram.shared.push(SharedMapping { at, offset, fd });
+            }
+            offset += bytes;
+        }
+        ram.open_window()?;
+        Ok(ram)
+    }
+
+    /// Puts the window, a fresh memfd, into its place.
+    fn open_window(&mut self) -> Result<(), MemoryError> {
+        let (Some(window), Some(region)) = (self.plan.window(), self.regions.first()) else {
+            return Ok(());
+        };
+        let bytes = window.end - window.start;
+        let file = memfd::create(c"dma-window", bytes)
+            .map_err(|source| MemoryError::Memfd { bytes, source })?;
+        // The first piece of RAM begins at 0, and the window lies in it.
+        region
+            .replace(window.start, bytes, &Backing::Shared(&file, 0))
+            .map_err(|source| MemoryError::Map { bytes, source })?;
+        self.shared.push(SharedMapping {
+            at: Mapping {
+                guest: window.start,
+                bytes,
+                host: region.start() + window.start,
+            },
+            offset: 0,
+            fd: file.as_raw_fd(),
+        });
+        self._window = Some(file);
+        Ok(())
+    }
+
+    /// What it was made as.
+    pub(crate) fn plan(&self) -> RamPlan {
+        self.plan
+    }
+
+    /// All pieces, in ascending guest-physical order: KVM's memory slots.
     pub(crate) fn mappings(&self) -> &[Mapping] {
         &self.mappings
+    }
+
+    /// What backends are told of: all of it, or the window.
+    pub(crate) fn shared(&self) -> &[SharedMapping] {
+        &self.shared
     }
 
     /// Tells KVM of this RAM. `self` must live as long as `vm` runs.
@@ -115,34 +235,62 @@ impl GuestRam {
         Ok(())
     }
 
-    /// The address in this process of `bytes` at `guest`; `None` unless all of
-    /// them are RAM, in one piece.
-    pub(crate) fn host_address(&self, guest: u64, bytes: u64) -> Option<u64> {
-        let mapping = self.mapping(guest, bytes)?;
-        Some(mapping.host + (guest - mapping.guest))
+    /// The address in this process of `bytes` at `guest`, which a backend can reach
+    /// too; `None` unless all of them are shared with backends, in one piece.
+    pub(crate) fn shared_address(&self, guest: u64, bytes: u64) -> Option<u64> {
+        self.shared
+            .iter()
+            .find_map(|shared| shared.at.address(guest, bytes))
     }
 
-    /// The piece in which all `bytes` at `guest` lie.
-    fn mapping(&self, guest: u64, bytes: u64) -> Option<&Mapping> {
-        let end = guest.checked_add(bytes)?;
+    /// The address in this process of `bytes` at `guest`; `None` unless all of them
+    /// are RAM, in one piece.
+    fn address(&self, guest: u64, bytes: u64) -> Option<u64> {
         self.mappings
             .iter()
-            .find(|m| guest >= m.guest && end <= m.guest + m.bytes)
+            .find_map(|mapping| mapping.address(guest, bytes))
     }
 
-    /// Copies `bytes` to `guest`.
+    /// Where in the memfd of all RAM `bytes` at `guest` lie; `None` where they do not,
+    /// or where there is none.
+    fn place_in_file(&self, guest: u64, bytes: u64) -> Option<(&File, u64)> {
+        let file = self.file.as_ref()?;
+        if self.plan.touches_window(guest, bytes) {
+            return None;
+        }
+        let mut offset = 0;
+        for mapping in &self.mappings {
+            if mapping.address(guest, bytes).is_some() {
+                return Some((file, offset + (guest - mapping.guest)));
+            }
+            offset += mapping.bytes;
+        }
+        None
+    }
+
+    /// Copies `bytes` to `guest`. The guest does not run yet.
     pub(crate) fn write(&self, guest: u64, bytes: &[u8]) -> Result<(), MemoryError> {
-        self.memory
-            .write_slice(bytes, GuestAddress(guest))
-            .map_err(|e| MemoryError::Write {
+        let len = bytes.len() as u64;
+        let to = self.pointer(guest, len)?;
+        // SAFETY: `pointer` has checked that all of the range is mapped, writable
+        // memory of ours, to which there are no references.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
+        Ok(())
+    }
+
+    fn pointer(&self, guest: u64, bytes: u64) -> Result<*mut u8, MemoryError> {
+        self.address(guest, bytes)
+            .and_then(|host| usize::try_from(host).ok())
+            .map(ptr::with_exposed_provenance_mut)
+            .ok_or_else(|| MemoryError::Write {
                 guest,
-                bytes: bytes.len() as u64,
-                reason: e.to_string(),
+                bytes,
+                reason: "this is not RAM".to_owned(),
             })
     }
 
-    /// Copies `bytes` of `file` from `offset` to `guest`: from the one's page cache
-    /// to the other's, without a fault for each page of the mapping here.
+    /// Copies `bytes` of `file` from `offset` to `guest`; into a memfd without a fault
+    /// for each page of the mapping here.
     pub(crate) fn load(
         &self,
         guest: u64,
@@ -150,127 +298,68 @@ impl GuestRam {
         offset: u64,
         bytes: u64,
     ) -> Result<(), MemoryError> {
-        let failed = |reason: String| MemoryError::Write {
+        let copied = if let Some((own, start)) = self.place_in_file(guest, bytes) {
+            resident::send(file, offset, own, start, bytes)
+        } else {
+            let to = self.pointer(guest, bytes)?;
+            // SAFETY: `pointer` has checked that all of the range is mapped, writable
+            // memory of ours, to which there are no references.
+            unsafe { resident::read_to(file, offset, to, bytes) }
+        };
+        copied.map_err(|e| MemoryError::Write {
+            guest,
+            bytes,
+            reason: e.to_string(),
+        })
+    }
+
+    /// Gives `bytes` at `guest`, whole pages, back to the host: what the guest finds
+    /// there from now on is undefined (zeros, or what the template had). Refused
+    /// where they are not RAM in one piece or lie in the window. Returns how many
+    /// bytes were given back.
+    ///
+    /// Safe while the guest runs.
+    pub(crate) fn give_back(&self, guest: u64, bytes: u64) -> Result<u64, MemoryError> {
+        let failed = |reason: String| MemoryError::GiveBack {
             guest,
             bytes,
             reason,
         };
-        let mapping = self
-            .mapping(guest, bytes)
+        if !guest.is_multiple_of(layout::PAGE) || !bytes.is_multiple_of(layout::PAGE) {
+            return Err(failed("these are no whole pages".to_owned()));
+        }
+        let host = self
+            .address(guest, bytes)
             .ok_or_else(|| failed("this is not RAM".to_owned()))?;
-        let start = mapping.offset + (guest - mapping.guest);
-        copy(file, offset, &self.file, start, bytes).map_err(|e| failed(e.to_string()))
+        if self.plan.touches_window(guest, bytes) {
+            return Err(failed("this is the DMA window".to_owned()));
+        }
+        if bytes == 0 {
+            return Ok(0);
+        }
+        match self.place_in_file(guest, bytes) {
+            Some((file, start)) => resident::punch(file, start, bytes),
+            // SAFETY: the range is mapped private memory of ours, and nobody relies on
+            // its content: the guest has just given it up.
+            None => unsafe { resident::discard(host, bytes) },
+        }
+        .map_err(|e| failed(e.to_string()))?;
+        Ok(bytes)
     }
-}
 
-/// A memfd of fixed size. Backends hold it too: sealed, none of them can cut it
-/// and so make an access here fault.
-fn sealed_memfd(bytes: u64) -> Result<OwnedFd, MemoryError> {
-    let failed = |source| MemoryError::Memfd { bytes, source };
-    let fd = memfd_create(
-        c"guest-ram",
-        MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING,
-    )
-    .map_err(failed)?;
-    let size = i64::try_from(bytes).map_err(|_| failed(nix::Error::EFBIG))?;
-    nix::unistd::ftruncate(&fd, size).map_err(failed)?;
-    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-    fcntl(&fd, FcntlArg::F_ADD_SEALS(seals)).map_err(failed)?;
-    Ok(fd)
-}
-
-/// Copies `bytes` inside the kernel.
-fn copy(from: &File, offset: u64, mut to: &File, start: u64, bytes: u64) -> io::Result<()> {
-    let mut offset = i64::try_from(offset).map_err(io::Error::other)?;
-    let mut left = usize::try_from(bytes).map_err(io::Error::other)?;
-    to.seek(SeekFrom::Start(start))?;
-    while left > 0 {
-        // SAFETY: both descriptors are open, and `offset` is a variable of ours that
-        // the kernel reads and advances.
-        let sent =
-            unsafe { libc::sendfile64(to.as_raw_fd(), from.as_raw_fd(), &raw mut offset, left) };
-        match usize::try_from(sent) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(sent) => left = left.saturating_sub(sent),
-            Err(_) => match io::Error::last_os_error() {
-                e if e.kind() == io::ErrorKind::Interrupted => {}
-                e => return Err(e),
-            },
+    /// Makes holes of the pages that are all zero, in a machine that stands still.
+    /// Only memory that is a memfd has any; returns how many bytes that were.
+    pub(crate) fn punch_zero_pages(&self) -> Result<u64, MemoryError> {
+        match &self.file {
+            Some(file) => resident::punch_zeros(file, self.plan.bytes).map_err(MemoryError::Punch),
+            None => Ok(0),
         }
     }
-    Ok(())
 }
 
-fn map(
-    file: &Arc<File>,
-    offset: u64,
-    guest: u64,
-    bytes: u64,
-) -> Result<GuestRegionMmap, MemoryError> {
-    let failed = |reason: String| MemoryError::Map { bytes, reason };
-    let len = usize::try_from(bytes).map_err(|e| failed(e.to_string()))?;
-    let mapping = MmapRegionBuilder::new(len)
-        .with_file_offset(FileOffset::from_arc(Arc::clone(file), offset))
-        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-        .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
-        .build()
-        .map_err(|e| failed(e.to_string()))?;
-    GuestRegionMmap::new(mapping, GuestAddress(guest))
-        .ok_or_else(|| failed("the guest-physical address overflows".to_owned()))
+fn create_memfd(bytes: u64) -> Result<File, MemoryError> {
+    memfd::create(c"guest-ram", bytes).map_err(|source| MemoryError::Memfd { bytes, source })
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::Write;
-
-    use super::*;
-
-    #[test]
-    fn addresses_are_given_only_for_whole_ranges_of_ram() {
-        let ram = GuestRam::new(layout::MIN_MEMORY).unwrap();
-        let host = ram.mappings()[0].host;
-        assert_eq!(ram.host_address(0x1000, 16), Some(host + 0x1000));
-        assert_eq!(
-            ram.host_address(layout::MIN_MEMORY, 0),
-            Some(host + layout::MIN_MEMORY)
-        );
-        assert_eq!(ram.host_address(layout::MIN_MEMORY - 15, 16), None);
-        assert_eq!(ram.host_address(u64::MAX - 3, 16), None);
-        assert_eq!(ram.host_address(layout::BAR_WINDOW.start, 4), None);
-    }
-
-    #[test]
-    fn files_are_loaded_to_their_place() {
-        let ram = GuestRam::new(4 << 30).unwrap();
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(&[1, 2, 3, 4, 5, 6, 7, 8]).unwrap();
-        for guest in [0x12_3457, (4 << 30) + 0x1001] {
-            ram.load(guest, &file, 2, 4).unwrap();
-            let mut found = [9; 6];
-            ram.memory
-                .read_slice(&mut found, GuestAddress(guest - 1))
-                .unwrap();
-            assert_eq!(found, [0, 3, 4, 5, 6, 0]);
-        }
-        assert!(ram.load(0, &file, 2, 7).is_err(), "beyond the file");
-        assert!(ram.load((3 << 30) - 4, &file, 0, 8).is_err(), "beyond RAM");
-    }
-
-    #[test]
-    fn a_range_across_the_hole_is_no_ram() {
-        let ram = GuestRam::new(4 << 30).unwrap();
-        assert_eq!(ram.mappings().len(), 2);
-        assert_eq!(ram.mappings()[1].offset, 3 << 30);
-        assert_eq!(ram.host_address((3 << 30) - 8, 16), None);
-        assert!(ram.host_address(4 << 30, 1 << 30).is_some());
-    }
-
-    #[test]
-    fn nobody_can_resize_the_memfd() {
-        let ram = GuestRam::new(layout::MIN_MEMORY).unwrap();
-        // SAFETY: the descriptor is open for as long as `ram` lives.
-        let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(ram.mappings()[0].fd) };
-        assert!(nix::unistd::ftruncate(fd, 4096).is_err());
-        assert!(nix::unistd::ftruncate(fd, 1 << 40).is_err());
-    }
-}
+mod tests;

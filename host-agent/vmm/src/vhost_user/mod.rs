@@ -260,16 +260,16 @@ fn read_config(frontend: &mut Frontend, len: u32) -> Result<Vec<u8>, vhost::Erro
     Ok(config)
 }
 
-/// The guest's memory, as backends want to hear of it.
+/// The memory that the guest shares, as backends want to hear of it.
 fn regions(ram: &GuestRam) -> Vec<VhostUserMemoryRegionInfo> {
-    ram.mappings()
+    ram.shared()
         .iter()
-        .map(|mapping| VhostUserMemoryRegionInfo {
-            guest_phys_addr: mapping.guest,
-            memory_size: mapping.bytes,
-            userspace_addr: mapping.host,
-            mmap_offset: mapping.offset,
-            mmap_handle: mapping.fd,
+        .map(|shared| VhostUserMemoryRegionInfo {
+            guest_phys_addr: shared.at.guest,
+            memory_size: shared.at.bytes,
+            userspace_addr: shared.at.host,
+            mmap_offset: shared.offset,
+            mmap_handle: shared.fd,
         })
         .collect()
 }

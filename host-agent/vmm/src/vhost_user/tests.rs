@@ -7,6 +7,7 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use proptest::prelude::*;
 
 use super::*;
+use crate::memory::RamPlan;
 use crate::memory::layout::MIN_MEMORY;
 use crate::virtio_pci::Rings;
 
@@ -107,7 +108,7 @@ fn block(extra: u64, protocol: u64) -> BTreeMap<u32, Vec<u8>> {
 }
 
 fn ram() -> GuestRam {
-    GuestRam::new(MIN_MEMORY).unwrap()
+    GuestRam::new(RamPlan::direct(MIN_MEMORY)).unwrap()
 }
 
 #[test]

@@ -15,8 +15,10 @@ pub(crate) enum RingError {
         ring: &'static str,
         address: u64,
     },
-    #[error("queue {queue}: the {ring} ring of {bytes} bytes at {address:#x} is not in RAM")]
-    NotInRam {
+    #[error(
+        "queue {queue}: the {ring} ring of {bytes} bytes at {address:#x} is not in memory that is shared with backends"
+    )]
+    NotShared {
         queue: u16,
         ring: &'static str,
         address: u64,
@@ -73,12 +75,13 @@ impl Queue {
                     address,
                 });
             }
-            ram.host_address(address, bytes).ok_or(RingError::NotInRam {
-                queue,
-                ring,
-                address,
-                bytes,
-            })
+            ram.shared_address(address, bytes)
+                .ok_or(RingError::NotShared {
+                    queue,
+                    ring,
+                    address,
+                    bytes,
+                })
         };
         Ok(Rings {
             descriptors: find("descriptor", self.descriptors, 16, 16 * size)?,
@@ -93,6 +96,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::memory::RamPlan;
     use crate::memory::layout::MIN_MEMORY;
 
     fn queue(descriptors: u64, driver: u64, device: u64) -> Queue {
@@ -106,7 +110,7 @@ mod tests {
 
     #[test]
     fn rings_in_ram_are_found() {
-        let ram = GuestRam::new(MIN_MEMORY).unwrap();
+        let ram = GuestRam::new(RamPlan::direct(MIN_MEMORY)).unwrap();
         let host = ram.mappings()[0].host;
         let rings = queue(0x1000, 0x2000, 0x3000).locate(0, &ram).unwrap();
         assert_eq!(
@@ -121,11 +125,11 @@ mod tests {
 
     #[test]
     fn rings_outside_are_refused() {
-        let ram = GuestRam::new(MIN_MEMORY).unwrap();
+        let ram = GuestRam::new(RamPlan::direct(MIN_MEMORY)).unwrap();
         let refused = queue(0x1000, 0x2000, MIN_MEMORY - 8).locate(1, &ram);
         assert!(matches!(
             refused,
-            Err(RingError::NotInRam {
+            Err(RingError::NotShared {
                 queue: 1,
                 ring: "device",
                 ..
@@ -141,7 +145,7 @@ mod tests {
             descriptors in any::<u64>(), driver in any::<u64>(), device in 0..2 * MIN_MEMORY,
             size in prop::sample::select(vec![1_u16, 2, 128, 256]),
         ) {
-            let ram = GuestRam::new(MIN_MEMORY).unwrap();
+            let ram = GuestRam::new(RamPlan::direct(MIN_MEMORY)).unwrap();
             let host = ram.mappings()[0].host;
             let inside = |at: u64, bytes: u64| at >= host && at + bytes <= host + MIN_MEMORY;
             for base in [descriptors, descriptors % MIN_MEMORY] {

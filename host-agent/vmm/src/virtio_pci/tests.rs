@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use proptest::prelude::*;
 
 use super::*;
+use crate::memory::RamPlan;
 use crate::memory::layout::{BAR_WINDOW, MIN_MEMORY};
 use crate::pci::bus::PciBus;
 use crate::pci::msix::tests::NotedRoutes;
@@ -99,7 +100,7 @@ const FEATURES: u64 = 1 << 32 | 1 << 5;
 
 impl Machine {
     fn new() -> Self {
-        let ram = Arc::new(GuestRam::new(MIN_MEMORY).unwrap());
+        let ram = Arc::new(GuestRam::new(RamPlan::direct(MIN_MEMORY)).unwrap());
         let host = ram.mappings()[0].host;
         let served = Arc::<Mutex<Served>>::default();
         let refuse = Arc::<AtomicBool>::default();

@@ -79,6 +79,7 @@ impl Vmm {
                     return reply;
                 }
                 Some(Content::Exited(exited)) => self.exited = Some(exited),
+                Some(Content::Parked(_) | Content::Alive(_)) => {}
                 None => panic!("the VMM is gone"),
             }
         }
@@ -115,6 +116,7 @@ impl Vmm {
             command_line: command_line.to_owned(),
             has_initramfs: initramfs.is_some(),
             has_console: console.is_some(),
+            ..Create::default()
         };
         self.request(Operation::Create(create), &fds)
     }
