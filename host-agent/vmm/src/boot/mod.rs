@@ -10,7 +10,7 @@ use std::fs::File;
 use std::ops::Range;
 
 use crate::boot::image::KernelImage;
-use crate::memory::{GuestRam, MemoryError, layout};
+use crate::memory::{GuestRam, MemoryError, RamPlan, layout};
 
 /// The kernel unpacks the initramfs through its first mapping, and bzImages
 /// expect it below 2 GiB.
@@ -30,22 +30,25 @@ pub(crate) struct BootPlan {
     kernel: KernelImage,
     initramfs: Option<(File, Range<u64>)>,
     command_line: String,
-    memory: u64,
+    memory: RamPlan,
     vcpus: u8,
 }
 
 impl BootPlan {
-    /// Places `kernel` and `initramfs` (with its size in bytes) into `memory` bytes.
+    /// Places `kernel` and `initramfs` (with its size in bytes) into `memory`, outside
+    /// its DMA window.
     pub(crate) fn new(
         kernel: KernelImage,
         initramfs: Option<(File, u64)>,
         command_line: String,
-        memory: u64,
+        memory: RamPlan,
         vcpus: u8,
     ) -> Result<Self, PlanError> {
-        let low_end = layout::ram_ranges(memory)
+        let ram_end = layout::ram_ranges(memory.bytes)
             .first()
             .map_or(0, |range| range.end);
+        // The window is the end of it.
+        let low_end = memory.window().map_or(ram_end, |window| window.start);
         let needs = kernel
             .segments
             .iter()
@@ -110,7 +113,7 @@ impl BootPlan {
         command_line.push(0);
         ram.write(layout::COMMAND_LINE, &command_line)?;
         let zero_page = zero_page::build(
-            self.memory,
+            self.memory.bytes,
             self.kernel.setup_header.as_deref(),
             self.command_line.len(),
             self.initramfs.as_ref().map(|(_, range)| range),
@@ -147,6 +150,10 @@ mod tests {
     }
 
     fn plan(end: u64, initramfs: u64, memory: u64) -> Result<BootPlan, PlanError> {
+        plan_in(end, initramfs, RamPlan::direct(memory))
+    }
+
+    fn plan_in(end: u64, initramfs: u64, memory: RamPlan) -> Result<BootPlan, PlanError> {
         let initramfs = Some((tempfile::tempfile().unwrap(), initramfs));
         BootPlan::new(kernel(end), initramfs, String::new(), memory, 1)
     }
@@ -156,6 +163,18 @@ mod tests {
         let plan = plan(0x180_0000, 0x1234, 64 << 20).unwrap();
         let (_, range) = plan.initramfs.unwrap();
         assert_eq!(range, 0x3FF_E000..0x3FF_F234);
+    }
+
+    #[test]
+    fn nothing_lies_in_the_window() {
+        let memory = RamPlan::dense(64 << 20, 4 << 20);
+        let window = memory.window().unwrap();
+        let plan = plan_in(0x180_0000, 0x1234, memory).unwrap();
+        assert_eq!(plan.initramfs.unwrap().1.end, window.start - 0x1000 + 0x234);
+        let refused = plan_in(window.start + 1, 0, memory).err();
+        assert!(matches!(refused, Some(PlanError::Kernel { .. })));
+        let memory = RamPlan::dense(4 << 30, 4 << 20);
+        assert!(plan_in(0xBFC0_0000, 0, memory).is_err());
     }
 
     #[test]

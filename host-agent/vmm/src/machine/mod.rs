@@ -136,7 +136,10 @@ impl Machine {
             Ok::<_, MachineError>((vm, Arc::new(irqchip)))
         })?;
         let ram = steps.measure("memory", || {
-            let ram = GuestRam::new(spec.memory)?;
+            let ram = match spec.template {
+                Some(memory) => GuestRam::template(spec.memory, memory)?,
+                None => GuestRam::new(spec.memory)?,
+            };
             ram.register(&vm)?;
             Ok::<_, MemoryError>(Arc::new(ram))
         })?;

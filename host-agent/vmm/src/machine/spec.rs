@@ -6,12 +6,14 @@ use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm};
 use longship_framed::error::Failure;
-use longship_framed::vmm::Create;
+use longship_framed::vmm::{Create, MemoryProfile};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use crate::boot::image::{ImageError, inspect};
 use crate::boot::{BootPlan, PlanError};
-use crate::memory::layout::{MAX_COMMAND_LINE, MAX_MEMORY, MEMORY_GRANULE, MIN_MEMORY, ram_end};
+use crate::memory::layout::{MAX_COMMAND_LINE, ram_end};
+use crate::memory::memfd::{UnfitMemory, check_writable as check_template_memory};
+use crate::memory::plan::RamPlanError;
 use crate::memory::{Profile, RamPlan};
 use crate::vcpu::cpuid;
 
@@ -35,30 +37,32 @@ const NEEDED: &[(Cap, &str)] = &[
 pub(crate) enum SpecError {
     #[error("{0} is not between 1 and {MAX_VCPUS}")]
     Vcpus(u32),
-    #[error("{0} is below the minimum of {MIN_MEMORY} bytes (32 MiB)")]
-    MemoryBelow(u64),
-    #[error("{0} is above the limit of {MAX_MEMORY} bytes (1 TiB)")]
-    MemoryAbove(u64),
-    #[error("{0} is not a multiple of {MEMORY_GRANULE} bytes (2 MiB)")]
-    MemoryUneven(u64),
+    #[error("{0}")]
+    Ram(#[from] RamPlanError),
+    #[error("{0} is no memory profile")]
+    Profile(i32),
+    #[error("{0} bytes, but only machines of the profile DENSE have a window")]
+    WindowUnused(u64),
     #[error("{memory} is more than {bits} bits of physical address can reach")]
     MemoryUnreachable { memory: u64, bits: u32 },
     #[error("{0}")]
     MemoryTooSmall(#[from] PlanError),
-    #[error("{0} bytes are more than {MAX_COMMAND_LINE}")]
+    #[error("{0} bytes, with what tells of the DMA window, are more than {MAX_COMMAND_LINE}")]
     CommandLineTooLong(usize),
     #[error("it has a character that is no printable ASCII at byte {0}")]
     CommandLineCharacter(usize),
     #[error("expected {expected} descriptors ({names}), got {got}")]
     Descriptors {
         expected: usize,
-        names: &'static str,
+        names: String,
         got: usize,
     },
     #[error("the file {0}")]
     Kernel(#[from] ImageError),
     #[error("the file {0}")]
     Initramfs(String),
+    #[error("{0}")]
+    TemplateMemory(UnfitMemory),
     #[error("the descriptor is not open for writing")]
     Console,
     #[error("the descriptor is no /dev/kvm (API version {KVM_API_VERSION})")]
@@ -74,15 +78,15 @@ impl SpecError {
     fn field(&self) -> &'static str {
         match self {
             Self::Vcpus(_) => "vcpus",
-            Self::MemoryBelow(_)
-            | Self::MemoryAbove(_)
-            | Self::MemoryUneven(_)
-            | Self::MemoryUnreachable { .. }
-            | Self::MemoryTooSmall(_) => "memory_bytes",
+            Self::Ram(e) => e.field(),
+            Self::Profile(_) => "profile",
+            Self::WindowUnused(_) => "dma_window_bytes",
+            Self::MemoryUnreachable { .. } | Self::MemoryTooSmall(_) => "memory_bytes",
             Self::CommandLineTooLong(_) | Self::CommandLineCharacter(_) => "command_line",
             Self::Descriptors { .. } => "descriptors",
             Self::Kernel(_) => "kernel",
             Self::Initramfs(_) => "initramfs",
+            Self::TemplateMemory(_) => "memory",
             Self::Console => "console",
             Self::NoKvm | Self::KvmLacks(_) | Self::Cpuid(_) => "kvm",
         }
@@ -102,6 +106,8 @@ pub(crate) struct MachineSpec {
     pub(crate) supported: CpuId,
     pub(crate) vcpus: u8,
     pub(crate) memory: RamPlan,
+    /// What its RAM is to be, where it becomes a template.
+    pub(crate) template: Option<File>,
     pub(crate) boot: BootPlan,
     pub(crate) console: Option<File>,
 }
@@ -112,6 +118,7 @@ struct Descriptors {
     kernel: File,
     initramfs: Option<File>,
     console: Option<File>,
+    memory: Option<File>,
 }
 
 impl MachineSpec {
@@ -121,21 +128,22 @@ impl MachineSpec {
             .ok()
             .filter(|n| *n >= 1 && u32::from(*n) <= MAX_VCPUS)
             .ok_or(SpecError::Vcpus(create.vcpus))?;
-        check_memory(create.memory_bytes)?;
-        check_command_line(&create.command_line)?;
+        let memory = RamPlan {
+            bytes: create.memory_bytes,
+            profile: profile(&create)?,
+        };
+        memory.check()?;
+        let command_line = command_line(&create.command_line, &memory)?;
         let fds = Descriptors::sort(&create, fds)?;
         if let Some(console) = &fds.console {
             check_writable(console)?;
         }
+        if let Some(template) = &fds.memory {
+            check_template_memory(template, memory.bytes).map_err(SpecError::TemplateMemory)?;
+        }
         let kernel = inspect(fds.kernel)?;
         let initramfs = fds.initramfs.map(size_of_file).transpose()?;
-        let boot = BootPlan::new(
-            kernel,
-            initramfs,
-            create.command_line,
-            create.memory_bytes,
-            vcpus,
-        )?;
+        let boot = BootPlan::new(kernel, initramfs, command_line, memory, vcpus)?;
         let kvm = check_kvm(fds.kvm)?;
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
@@ -151,10 +159,8 @@ impl MachineSpec {
             kvm,
             supported,
             vcpus,
-            memory: RamPlan {
-                bytes: create.memory_bytes,
-                profile: Profile::Direct,
-            },
+            memory,
+            template: fds.memory,
             boot,
             console: fds.console,
         })
@@ -163,16 +169,22 @@ impl MachineSpec {
 
 impl Descriptors {
     fn sort(create: &Create, fds: Vec<OwnedFd>) -> Result<Self, SpecError> {
-        let names = match (create.has_initramfs, create.has_console) {
-            (false, false) => "kvm, kernel",
-            (true, false) => "kvm, kernel, initramfs",
-            (false, true) => "kvm, kernel, console",
-            (true, true) => "kvm, kernel, initramfs, console",
-        };
-        let expected = 2 + usize::from(create.has_initramfs) + usize::from(create.has_console);
+        let optional = [
+            (create.has_initramfs, "initramfs"),
+            (create.has_console, "console"),
+            (create.has_memory, "memory"),
+        ];
+        let mut names = vec!["kvm", "kernel"];
+        names.extend(
+            optional
+                .iter()
+                .filter(|(has, _)| *has)
+                .map(|(_, name)| name),
+        );
+        let expected = names.len();
         let wrong = SpecError::Descriptors {
             expected,
-            names,
+            names: names.join(", "),
             got: fds.len(),
         };
         if fds.len() != expected {
@@ -194,30 +206,40 @@ impl Descriptors {
             kernel: kernel.into(),
             initramfs: file_if(create.has_initramfs),
             console: file_if(create.has_console),
+            memory: file_if(create.has_memory),
         })
     }
 }
 
-fn check_memory(bytes: u64) -> Result<(), SpecError> {
-    if bytes < MIN_MEMORY {
-        Err(SpecError::MemoryBelow(bytes))
-    } else if bytes > MAX_MEMORY {
-        Err(SpecError::MemoryAbove(bytes))
-    } else if !bytes.is_multiple_of(MEMORY_GRANULE) {
-        Err(SpecError::MemoryUneven(bytes))
-    } else {
-        Ok(())
+fn profile(create: &Create) -> Result<Profile, SpecError> {
+    let window = create.dma_window_bytes;
+    match MemoryProfile::try_from(create.profile) {
+        Err(_) => Err(SpecError::Profile(create.profile)),
+        Ok(MemoryProfile::Dense) => Ok(Profile::Dense { window }),
+        Ok(MemoryProfile::Unspecified | MemoryProfile::Direct) if window != 0 => {
+            Err(SpecError::WindowUnused(window))
+        }
+        Ok(MemoryProfile::Unspecified | MemoryProfile::Direct) => Ok(Profile::Direct),
     }
 }
 
-fn check_command_line(line: &str) -> Result<(), SpecError> {
+/// The kernel's command line: what was asked for, and the place of the DMA window.
+fn command_line(asked: &str, memory: &RamPlan) -> Result<String, SpecError> {
+    if let Some(at) = asked
+        .bytes()
+        .position(|byte| !(b' '..=b'~').contains(&byte))
+    {
+        return Err(SpecError::CommandLineCharacter(at));
+    }
+    let mut line = asked.to_owned();
+    if let Some(window) = memory.window() {
+        let bytes = window.end - window.start;
+        line.push_str(&format!(" dma_window={bytes}@{:#x}", window.start));
+    }
     if line.len() > MAX_COMMAND_LINE {
         return Err(SpecError::CommandLineTooLong(line.len()));
     }
-    match line.bytes().position(|byte| !(b' '..=b'~').contains(&byte)) {
-        Some(at) => Err(SpecError::CommandLineCharacter(at)),
-        None => Ok(()),
-    }
+    Ok(line)
 }
 
 fn check_writable(console: &File) -> Result<(), SpecError> {
@@ -290,12 +312,26 @@ mod tests {
     #[test]
     fn refusals_name_the_field() {
         type Spoil = fn(&mut Create);
-        let cases: [(&str, Spoil); 7] = [
+        let cases: [(&str, Spoil); 13] = [
             ("vcpus", |c| c.vcpus = 0),
             ("vcpus", |c| c.vcpus = 65),
             ("memory_bytes", |c| c.memory_bytes = 16 << 20),
             ("memory_bytes", |c| c.memory_bytes = (64 << 20) + 4096),
             ("memory_bytes", |c| c.memory_bytes = 2 << 40),
+            ("profile", |c| c.profile = 3),
+            ("dma_window_bytes", |c| c.dma_window_bytes = 2 << 20),
+            ("dma_window_bytes", |c| c.profile = 2),
+            ("dma_window_bytes", |c| {
+                (c.profile, c.dma_window_bytes) = (2, 1 << 20);
+            }),
+            ("dma_window_bytes", |c| {
+                (c.profile, c.dma_window_bytes) = (2, 34 << 20);
+            }),
+            // As long as it may be, but for the word of the window.
+            ("command_line", |c| {
+                (c.profile, c.dma_window_bytes) = (2, 4 << 20);
+                c.command_line = "x".repeat(2047);
+            }),
             ("command_line", |c| c.command_line = "x".repeat(2048)),
             ("command_line", |c| c.command_line = "a\nb".to_owned()),
         ];
@@ -304,6 +340,34 @@ mod tests {
             spoil(&mut create);
             assert_eq!(refusal(create, Vec::new()).0, field);
         }
+    }
+
+    #[test]
+    fn the_kernel_is_told_of_the_window() {
+        let plan = |bytes| RamPlan {
+            bytes,
+            profile: Profile::Dense { window: 4 << 20 },
+        };
+        assert_eq!(
+            command_line("quiet", &plan(128 << 20)).unwrap(),
+            "quiet dma_window=4194304@0x7c00000"
+        );
+        assert_eq!(
+            command_line("", &plan(8 << 30)).unwrap(),
+            " dma_window=4194304@0xbfc00000"
+        );
+    }
+
+    #[test]
+    fn the_memory_of_a_template_is_checked() {
+        let mut create = request();
+        create.has_memory = true;
+        let memory = crate::memory::memfd::tests::memfd(1);
+        let (field, message) = refusal(create, vec![file(b""), file(b"x"), memory.into()]);
+        assert_eq!(
+            (field.as_str(), message.as_str()),
+            ("memory", "it has 1 bytes, the memory 67108864")
+        );
     }
 
     #[test]

@@ -124,7 +124,7 @@ fn unreadable(error: impl ToString) -> UnfitMemory {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
 
     const SIZE: u64 = 64 << 20;
