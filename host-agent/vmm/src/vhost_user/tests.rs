@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::sync::mpsc;
@@ -7,8 +8,8 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use proptest::prelude::*;
 
 use super::*;
-use crate::memory::RamPlan;
 use crate::memory::layout::MIN_MEMORY;
+use crate::memory::{Profile, RamPlan};
 use crate::virtio_pci::Rings;
 
 const GET_FEATURES: u32 = 1;
@@ -31,8 +32,8 @@ const MQ: u64 = 1;
 const REPLY_ACK: u64 = 1 << 3;
 const CONFIG: u64 = 1 << 9;
 
-/// A message that the backend got: its number, its body, how many descriptors.
-type Got = (u32, Vec<u8>, usize);
+/// A message that the backend got: its number, its body, its descriptors.
+type Got = (u32, Vec<u8>, Vec<OwnedFd>);
 
 /// A backend that answers from a table and notes what it hears.
 fn backend(answers: BTreeMap<u32, Vec<u8>>) -> (UnixStream, mpsc::Receiver<Got>) {
@@ -58,7 +59,7 @@ fn backend(answers: BTreeMap<u32, Vec<u8>>) -> (UnixStream, mpsc::Receiver<Got>)
     (ours, receive)
 }
 
-fn read_message(socket: &mut UnixStream) -> Option<(u32, u32, Vec<u8>, usize)> {
+fn read_message(socket: &mut UnixStream) -> Option<(u32, u32, Vec<u8>, Vec<OwnedFd>)> {
     use std::os::fd::{AsRawFd, FromRawFd};
     let mut head = [0; 12];
     let mut space = nix::cmsg_space!([i32; 8]);
@@ -86,7 +87,7 @@ fn read_message(socket: &mut UnixStream) -> Option<(u32, u32, Vec<u8>, usize)> {
     let word = |n: usize| u32::from_le_bytes(head[4 * n..4 * n + 4].try_into().unwrap());
     let mut body = vec![0; word(2) as usize];
     socket.read_exact(&mut body).ok()?;
-    Some((word(0), word(1), body, fds.len()))
+    Some((word(0), word(1), body, fds))
 }
 
 fn config_reply(bytes: &[u8]) -> Vec<u8> {
@@ -127,9 +128,39 @@ fn a_backend_is_asked_told_of_memory_and_offered_to_the_driver() {
         .find(|(request, ..)| *request == SET_MEM_TABLE)
         .unwrap();
     // One region, with its descriptor; guest address 0, all of the memory.
-    assert_eq!((table.1[0], table.2), (1, 1));
+    assert_eq!((table.1[0], table.2.len()), (1, 1));
     assert_eq!(table.1[8..16], [0; 8]);
     assert_eq!(table.1[16..24], MIN_MEMORY.to_le_bytes());
+}
+
+#[test]
+fn a_backend_of_a_dense_machine_has_nothing_but_the_window() {
+    let plan = RamPlan {
+        bytes: MIN_MEMORY,
+        profile: Profile::Dense { window: 2 << 20 },
+    };
+    let window = plan.window().unwrap();
+    let ram = GuestRam::new(plan).unwrap();
+    ram.write(0x1000, b"a secret").unwrap();
+    ram.write(window.start, b"for you").unwrap();
+    let (socket, heard) = backend(block(1 << 33, CONFIG | REPLY_ACK));
+    let (connected, _) = VhostUser::connect(socket, DeviceType::Block, &ram).unwrap();
+    drop(connected);
+    let heard: Vec<Got> = heard.iter().collect();
+    let all: Vec<&OwnedFd> = heard.iter().flat_map(|(_, _, fds)| fds).collect();
+    let table = heard.iter().find(|got| got.0 == SET_MEM_TABLE).unwrap();
+    assert_eq!((table.1[0], table.2.len(), all.len()), (1, 1, 1));
+    assert_eq!(table.1[8..16], window.start.to_le_bytes());
+    assert_eq!(table.1[16..24], (2_u64 << 20).to_le_bytes());
+    assert_eq!(table.1[32..40], [0; 8]);
+    // All that the descriptor reaches: the window's bytes, and no more by any means.
+    let reached = File::from(table.2[0].try_clone().unwrap());
+    assert_eq!(reached.metadata().unwrap().len(), 2 << 20);
+    assert!(reached.set_len(4 << 20).is_err());
+    let mut content = Vec::new();
+    (&reached).read_to_end(&mut content).unwrap();
+    assert!(content.starts_with(b"for you"));
+    assert!(!content.windows(8).any(|bytes| bytes == b"a secret"));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
-    VIRTIO_F_VERSION_1,
+    VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1,
 };
 
 use crate::virtio_pci::queue::{NO_VECTOR, Queue};
@@ -12,6 +12,8 @@ const DRIVER_OK: u8 = status_bit(VIRTIO_CONFIG_S_DRIVER_OK);
 const FEATURES_OK: u8 = status_bit(VIRTIO_CONFIG_S_FEATURES_OK);
 const NEEDS_RESET: u8 = status_bit(VIRTIO_CONFIG_S_NEEDS_RESET);
 const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
+/// What a driver cannot do without, where it is offered.
+const REQUIRED: u64 = VERSION_1 | 1 << VIRTIO_F_ACCESS_PLATFORM;
 
 /// The low byte: all status bits lie there.
 const fn status_bit(bit: u32) -> u8 {
@@ -196,8 +198,9 @@ impl CommonConfig {
         let before = self.status;
         // The driver only ever adds bits, and NEEDS_RESET is not its own.
         let mut added = value & !before & !NEEDS_RESET;
+        let required = self.device_features & REQUIRED;
         let acceptable = self.driver_features & !self.device_features == 0
-            && self.driver_features & VERSION_1 != 0;
+            && self.driver_features & required == required;
         if added & FEATURES_OK != 0 && !acceptable {
             added &= !FEATURES_OK;
         }
@@ -318,6 +321,18 @@ mod tests {
             assert_eq!(drive(&mut config, features), Effect::Nothing);
             assert_eq!(status(&config) & (FEATURES_OK | DRIVER_OK), 0);
         }
+    }
+
+    #[test]
+    fn a_driver_that_would_use_all_memory_is_refused_where_there_is_a_window() {
+        const ACCESS_PLATFORM: u64 = 1 << 33;
+        let window = || CommonConfig::new(ACCESS_PLATFORM, &[256, 256], 3);
+        let mut config = window();
+        assert_eq!(drive(&mut config, VERSION_1), Effect::Nothing);
+        assert_eq!(status(&config) & (FEATURES_OK | DRIVER_OK), 0);
+        let mut config = window();
+        let both = VERSION_1 | ACCESS_PLATFORM;
+        assert_eq!(drive(&mut config, both), Effect::Start);
     }
 
     #[test]

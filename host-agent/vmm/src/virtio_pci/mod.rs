@@ -8,6 +8,7 @@ mod queue;
 use std::io;
 use std::sync::Arc;
 
+use virtio_bindings::virtio_config::VIRTIO_F_ACCESS_PLATFORM;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::GuestRam;
@@ -24,6 +25,10 @@ pub(crate) use crate::virtio_pci::queue::Rings;
 /// Vendor of all virtio devices, and the first device id of modern ones.
 const VENDOR: u16 = 0x1AF4;
 const FIRST_DEVICE: u16 = 0x1040;
+/// The driver asks the platform where a device can reach memory (virtio 1.2, 6). It
+/// is offered where that is a window only. No backend hears of it: what it is told
+/// are addresses in memory that it has, and none that need translation.
+const ACCESS_PLATFORM: u64 = 1 << VIRTIO_F_ACCESS_PLATFORM;
 /// The configuration bit of the ISR status.
 const ISR_CONFIG: u8 = 2;
 
@@ -133,11 +138,15 @@ impl VirtioPci {
         // One a queue, one for configuration changes.
         let msix = Msix::new(queues.saturating_add(1), Arc::clone(&wiring.routes))?;
         let places = capabilities::add_to(&mut space, msix.count());
+        let mut features = model.features & !ACCESS_PLATFORM;
+        if wiring.ram.plan().window().is_some() {
+            features |= ACCESS_PLATFORM;
+        }
         let event = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
         Ok(Self {
             space,
             places,
-            common: CommonConfig::new(model.features, &model.queue_sizes, msix.count()),
+            common: CommonConfig::new(features, &model.queue_sizes, msix.count()),
             msix,
             isr: 0,
             config: model.config,
@@ -183,7 +192,7 @@ impl VirtioPci {
                 call: self.msix.event(queue.vector).unwrap_or(&self.silent),
             });
         }
-        let features = self.common.features();
+        let features = self.common.features() & !ACCESS_PLATFORM;
         let started = self.backend.start(features, &vrings);
         started.map_err(|e| e.to_string())
     }

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use proptest::prelude::*;
 
 use super::*;
-use crate::memory::RamPlan;
 use crate::memory::layout::{BAR_WINDOW, MIN_MEMORY};
+use crate::memory::{Profile, RamPlan};
 use crate::pci::bus::PciBus;
 use crate::pci::msix::tests::NotedRoutes;
 
@@ -23,6 +23,7 @@ struct Served {
 struct NotedBackend {
     served: Arc<Mutex<Served>>,
     refuse: Arc<AtomicBool>,
+    /// Addresses in this process that it can reach.
     ram: std::ops::Range<u64>,
 }
 
@@ -42,6 +43,7 @@ impl Backend for NotedBackend {
             assert!(self.ram.contains(&rings.driver) && rings.driver + 2 * size < self.ram.end);
             assert!(self.ram.contains(&rings.device) && rings.device + 8 * size < self.ram.end);
         }
+        assert_eq!(features & 1 << 33, 0, "no backend translates addresses");
         let mut served = self.served.lock().unwrap();
         assert!(served.running.is_none(), "started twice");
         let queues = vrings.iter().map(|v| (v.index, v.size, v.rings)).collect();
@@ -86,7 +88,9 @@ impl Doorbells for NotedDoorbells {
 /// A bus with one device, seen from both its sides.
 struct Machine {
     bus: PciBus,
-    host: u64,
+    plan: RamPlan,
+    /// Memory that the backend reaches: guest address, and address here.
+    shared: (u64, u64),
     served: Arc<Mutex<Served>>,
     refuse: Arc<AtomicBool>,
     doorbells: Arc<NotedDoorbells>,
@@ -97,11 +101,19 @@ const BAR: u64 = BAR_WINDOW.start + BAR_BYTES as u64;
 /// CONFIG_ADDRESS of 00:01.0.
 const DEVICE_1: u32 = 0x8000_0800;
 const FEATURES: u64 = 1 << 32 | 1 << 5;
+const DENSE: RamPlan = RamPlan {
+    bytes: MIN_MEMORY,
+    profile: Profile::Dense { window: 2 << 20 },
+};
 
 impl Machine {
     fn new() -> Self {
-        let ram = Arc::new(GuestRam::new(RamPlan::direct(MIN_MEMORY)).unwrap());
-        let host = ram.mappings()[0].host;
+        Self::with(RamPlan::direct(MIN_MEMORY))
+    }
+
+    fn with(plan: RamPlan) -> Self {
+        let ram = Arc::new(GuestRam::new(plan).unwrap());
+        let shared = ram.shared()[0].at;
         let served = Arc::<Mutex<Served>>::default();
         let refuse = Arc::<AtomicBool>::default();
         let doorbells = Arc::<NotedDoorbells>::default();
@@ -114,7 +126,7 @@ impl Machine {
         let backend = NotedBackend {
             served: Arc::clone(&served),
             refuse: Arc::clone(&refuse),
-            ram: host..host + MIN_MEMORY,
+            ram: shared.host..shared.host + shared.bytes,
         };
         let model = DeviceModel {
             id: 1,
@@ -129,7 +141,8 @@ impl Machine {
         bus.add(Box::new(device));
         Self {
             bus,
-            host,
+            plan,
+            shared: (shared.guest, shared.host),
             served,
             refuse,
             doorbells,
@@ -161,6 +174,16 @@ impl Machine {
         data[0]
     }
 
+    /// What the driver is to accept.
+    fn features(&self) -> u64 {
+        FEATURES
+            | if self.plan.window().is_some() {
+                1 << 33
+            } else {
+                0
+            }
+    }
+
     /// Does what Linux does, up to DRIVER_OK.
     fn drive(&self) {
         self.set_config(4, &[6, 4]);
@@ -168,12 +191,12 @@ impl Machine {
         self.write(0x14, &[3]);
         for select in 0..2_u32 {
             self.write(0x08, &select.to_le_bytes());
-            let half = (FEATURES >> (32 * select)) & 0xFFFF_FFFF;
+            let half = (self.features() >> (32 * select)) & 0xFFFF_FFFF;
             self.write(0x0C, &half.to_le_bytes()[..4]);
         }
         self.write(0x14, &[11]);
         for queue in 0..2_u16 {
-            let base = 0x10_0000 * (u64::from(queue) + 1);
+            let base = self.shared.0 + 0x4_0000 * (u64::from(queue) + 1);
             self.write(0x16, &queue.to_le_bytes());
             self.write(0x18, &128_u16.to_le_bytes());
             self.write(0x20, &base.to_le_bytes());
@@ -208,18 +231,23 @@ fn a_driver_finds_the_device_and_all_its_capabilities() {
 
 #[test]
 fn a_driver_starts_the_backend_with_its_rings_and_its_doorbells() {
-    let machine = Machine::new();
+    for plan in [RamPlan::direct(MIN_MEMORY), DENSE] {
+        starts_the_backend(&Machine::with(plan));
+    }
+}
+
+fn starts_the_backend(machine: &Machine) {
     machine.drive();
     let (features, queues) = machine.served.lock().unwrap().running.clone().unwrap();
     assert_eq!(features, FEATURES);
     let rings = |base: u64| Rings {
-        descriptors: machine.host + base,
-        driver: machine.host + base + 0x1000,
-        device: machine.host + base + 0x2000,
+        descriptors: machine.shared.1 + base,
+        driver: machine.shared.1 + base + 0x1000,
+        device: machine.shared.1 + base + 0x2000,
     };
     assert_eq!(
         queues,
-        [(0, 128, rings(0x10_0000)), (1, 128, rings(0x20_0000))]
+        [(0, 128, rings(0x4_0000)), (1, 128, rings(0x8_0000))]
     );
     assert_eq!(
         *machine.doorbells.0.lock().unwrap(),
@@ -254,20 +282,32 @@ fn doorbells_follow_the_bar() {
 }
 
 #[test]
-fn rings_outside_ram_end_in_a_device_that_needs_a_reset() {
-    let machine = Machine::new();
-    machine.drive();
-    machine.write(0x14, &[0]);
-    machine.set_config(4, &[6, 4]);
-    machine.write(0x14, &[3]);
-    machine.write(0x08, &1_u32.to_le_bytes());
-    machine.write(0x0C, &1_u32.to_le_bytes());
-    machine.write(0x14, &[11]);
-    machine.write(0x20, &MIN_MEMORY.to_le_bytes());
-    machine.write(0x1C, &1_u16.to_le_bytes());
-    machine.write(0x14, &[15]);
-    assert_eq!(machine.read(0x14), 15 | 64);
-    assert_eq!(machine.served.lock().unwrap().starts, 1);
+fn rings_that_no_backend_reaches_end_in_a_device_that_needs_a_reset() {
+    let window = DENSE.window().unwrap();
+    let cases = [
+        (RamPlan::direct(MIN_MEMORY), MIN_MEMORY),
+        // RAM, but not of the window; across its edge.
+        (DENSE, 0x10_0000),
+        (DENSE, window.start - 0x800),
+    ];
+    for (plan, descriptors) in cases {
+        let machine = Machine::with(plan);
+        machine.drive();
+        machine.write(0x14, &[0]);
+        machine.set_config(4, &[6, 4]);
+        machine.write(0x14, &[3]);
+        let high = machine.features() >> 32;
+        machine.write(0x08, &1_u32.to_le_bytes());
+        machine.write(0x0C, &high.to_le_bytes()[..4]);
+        machine.write(0x14, &[11]);
+        machine.write(0x20, &descriptors.to_le_bytes());
+        machine.write(0x28, &machine.shared.0.to_le_bytes());
+        machine.write(0x30, &machine.shared.0.to_le_bytes());
+        machine.write(0x1C, &1_u16.to_le_bytes());
+        machine.write(0x14, &[15]);
+        assert_eq!(machine.read(0x14), 15 | 64);
+        assert_eq!(machine.served.lock().unwrap().starts, 1);
+    }
 }
 
 #[test]
@@ -338,11 +378,14 @@ fn access() -> impl Strategy<Value = Access> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
-    /// A hostile guest: no sequence of accesses panics, hands a ring outside RAM
-    /// to the backend, or leaks a doorbell or a route.
+    /// A hostile guest: no sequence of accesses panics, hands a ring outside of what
+    /// the backend reaches to it, or leaks a doorbell or a route.
     #[test]
-    fn no_guest_breaks_the_device(accesses in prop::collection::vec(access(), 0..150)) {
-        let machine = Machine::new();
+    fn no_guest_breaks_the_device(
+        dense in any::<bool>(), accesses in prop::collection::vec(access(), 0..150),
+    ) {
+        let plan = if dense { DENSE } else { RamPlan::direct(MIN_MEMORY) };
+        let machine = Machine::with(plan);
         for access in accesses {
             match access {
                 Access::Address(address) => machine.bus.write_address(&address.to_le_bytes()),
