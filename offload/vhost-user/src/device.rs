@@ -35,7 +35,8 @@ pub trait Device: Send + 'static {
     fn queue_count(&self) -> usize;
 
     /// Feature bits of the device type. VIRTIO_F_VERSION_1,
-    /// VIRTIO_F_RING_EVENT_IDX and VIRTIO_F_RING_INDIRECT_DESC come on top.
+    /// VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_RING_EVENT_IDX and
+    /// VIRTIO_F_RING_INDIRECT_DESC come on top.
     fn features(&self) -> u64;
 
     /// The device's configuration space (virtio 1.2 §5); read-only.

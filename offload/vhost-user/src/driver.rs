@@ -47,8 +47,12 @@ pub const INDIRECT: u16 = 4;
 /// VHOST_USER_F_PROTOCOL_FEATURES
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
+/// All of it.
+const MEMORY: Range<u64> = MEMORY_START..MEMORY_START + MEMORY_SIZE as u64;
+
 const RING_STRIDE: u64 = 0x8000;
-const BUFFERS: u64 = MEMORY_START + 0x10_0000;
+/// Where buffers begin behind the rings, both in the memory that is shared.
+const BUFFERS: u64 = 0x10_0000;
 
 /// One part of a well-formed request.
 #[derive(Clone, Copy, Debug)]
@@ -99,6 +103,8 @@ pub struct Driver {
     pub frontend: Frontend,
     features: u64,
     rings: Vec<Ring>,
+    /// The part of memory that is shared, in guest physical addresses.
+    shared: Range<u64>,
     next_buffer: u64,
 }
 
@@ -114,11 +120,27 @@ impl Driver {
         driver
     }
 
+    /// As [`Driver::connect`], but only `window` of the guest's memory is shared (guest
+    /// physical addresses, 2 MiB at least); rings and buffers are in it.
+    pub fn connect_by_window(socket: &Path, rings: usize, window: Range<u64>) -> Self {
+        let connection = UnixStream::connect(socket).unwrap();
+        let mut driver =
+            Self::talk_about(connection, rings, 0, Self::sealed_memory(), window).unwrap();
+        for ring in 0..rings {
+            driver.start(ring, 0);
+        }
+        driver
+    }
+
     /// As [`Driver::connect`], without starting the rings.
     pub fn negotiate(socket: &Path, rings: usize, without: u64) -> Self {
+        Self::share(socket, rings, without, Self::sealed_memory()).unwrap()
+    }
+
+    fn sealed_memory() -> File {
         let file = Self::memory_file();
         fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).unwrap();
-        Self::share(socket, rings, without, file).unwrap()
+        file
     }
 
     /// A file of [`MEMORY_SIZE`] for guest memory, not yet sealed.
@@ -152,6 +174,16 @@ impl Driver {
         without: u64,
         file: File,
     ) -> Result<Self, vhost::Error> {
+        Self::talk_about(connection, rings, without, file, MEMORY)
+    }
+
+    fn talk_about(
+        connection: UnixStream,
+        rings: usize,
+        without: u64,
+        file: File,
+        shared: Range<u64>,
+    ) -> Result<Self, vhost::Error> {
         let memory = SharedMemory::from_ranges_with_files([(
             GuestAddress(MEMORY_START),
             MEMORY_SIZE,
@@ -169,10 +201,10 @@ impl Driver {
             }
         }
         frontend.set_features(features).unwrap();
-        frontend.set_mem_table(&[part_of(&memory, 0..MEMORY_SIZE as u64)])?;
+        frontend.set_mem_table(&[part_of(&memory, shared.clone())])?;
         let rings = (0..rings)
             .map(|i| Ring {
-                base: MEMORY_START + RING_STRIDE * i as u64,
+                base: shared.start + RING_STRIDE * i as u64,
                 next_descriptor: 0,
                 available: 0,
                 used: 0,
@@ -186,7 +218,8 @@ impl Driver {
             frontend,
             features,
             rings,
-            next_buffer: BUFFERS,
+            next_buffer: shared.start + BUFFERS,
+            shared,
         })
     }
 
@@ -195,9 +228,9 @@ impl Driver {
         self.features
     }
 
-    /// Shares the memory again, but for a `hole` in it, in bytes from its start.
+    /// Shares the memory again, but for a `hole` in it (guest physical addresses).
     pub fn share_again_without(&mut self, hole: Range<u64>) {
-        let parts = [0..hole.start, hole.end..MEMORY_SIZE as u64];
+        let parts = [MEMORY.start..hole.start, hole.end..MEMORY.end];
         let parts = parts.map(|part| part_of(&self.memory, part));
         self.frontend.set_mem_table(&parts).unwrap();
     }
@@ -251,11 +284,10 @@ impl Driver {
         bytes
     }
 
-    /// Memory for a buffer; used again after some 30 MiB.
+    /// Memory for a buffer; used again when all that is shared was used.
     pub fn allocate(&mut self, len: u32) -> u64 {
-        let end = MEMORY_START + MEMORY_SIZE as u64;
-        if self.next_buffer + u64::from(len) > end {
-            self.next_buffer = BUFFERS;
+        if self.next_buffer + u64::from(len) > self.shared.end {
+            self.next_buffer = self.shared.start + BUFFERS;
         }
         let at = self.next_buffer;
         self.next_buffer += u64::from(len).next_multiple_of(16);
@@ -440,11 +472,12 @@ impl Ring {
 
 fn part_of(memory: &SharedMemory, part: Range<u64>) -> VhostUserMemoryRegionInfo {
     let region = memory.find_region(GuestAddress(MEMORY_START)).unwrap();
+    let offset = part.start - MEMORY_START;
     VhostUserMemoryRegionInfo {
-        guest_phys_addr: MEMORY_START + part.start,
+        guest_phys_addr: part.start,
         memory_size: part.end - part.start,
-        userspace_addr: region.as_ptr() as u64 + part.start,
-        mmap_offset: part.start,
+        userspace_addr: region.as_ptr() as u64 + offset,
+        mmap_offset: offset,
         mmap_handle: region.file_offset().unwrap().file().as_raw_fd(),
     }
 }

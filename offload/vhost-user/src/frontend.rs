@@ -15,7 +15,7 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{
     Error as VhostUserError, GpuBackend, Result, VhostUserBackendReqHandlerMut,
 };
-use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1};
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
@@ -74,9 +74,14 @@ impl<D: Device> FrontendState<D> {
         self.features != 0
     }
 
+    /// With VIRTIO_F_ACCESS_PLATFORM the guest's kernel decides what memory a device
+    /// is given (virtio 1.2 §6.1), and may keep it to the one window that is shared.
+    /// Addresses are guest-physical as without: a frontend that translates them
+    /// (an IOMMU) would need IOTLB messages, which are not offered.
     fn offered(&self) -> u64 {
         self.device.features()
             | (1 << VIRTIO_F_VERSION_1)
+            | (1 << VIRTIO_F_ACCESS_PLATFORM)
             | (1 << VIRTIO_RING_F_EVENT_IDX)
             | (1 << VIRTIO_RING_F_INDIRECT_DESC)
             | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()

@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test's own steps")]
 
+mod mirror;
+mod window;
+
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -12,77 +15,17 @@ use longship_vhost_user::driver::{
     Driver, INDIRECT, MEMORY_SIZE, MEMORY_START, NEXT, PATIENCE, Piece, RING_SIZE, RawDescriptor,
     WRITE,
 };
-use longship_vhost_user::{
-    Buffers, Device, RingError, ServeError, Server, SharedMemory, Used, Vring,
-};
+use longship_vhost_user::{Device, RingError, ServeError, Server, SharedMemory, Used, Vring};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use proptest::prelude::*;
 use vhost::VhostBackend;
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 
-/// Writes what it reads, backwards.
-struct Mirror;
-
-const LIMIT: usize = 16;
+use crate::mirror::{Mirror, mirrored, served};
 
 /// VIRTIO_F_INDIRECT_DESC, VHOST_USER_F_PROTOCOL_FEATURES
 const INDIRECT_DESC: u64 = 1 << 28;
 const PROTOCOL_FEATURES: u64 = 1 << 30;
-
-impl Mirror {
-    fn drain(ring: &mut Vring, memory: &SharedMemory) -> Result<(), virtio_queue::Error> {
-        loop {
-            ring.disable_kicks(memory)?;
-            while let Some(chain) = ring.pop(memory)? {
-                let head = chain.head_index();
-                let written = match Buffers::of(memory, chain, LIMIT) {
-                    Ok(mut buffers) => {
-                        let len = buffers.readable.len().min(buffers.writable.len());
-                        let mut bytes = vec![0; len];
-                        assert!(buffers.readable.read(&mut bytes));
-                        bytes.reverse();
-                        assert!(buffers.writable.write(&bytes));
-                        u32::try_from(len).unwrap()
-                    }
-                    Err(_) => 0,
-                };
-                ring.push_used(memory, head, written)?;
-            }
-            ring.notify(memory)?;
-            if !ring.enable_kicks(memory)? {
-                return Ok(());
-            }
-        }
-    }
-}
-
-impl Device for Mirror {
-    const NAME: &'static str = "mirror";
-
-    fn queue_count(&self) -> usize {
-        2
-    }
-
-    fn features(&self) -> u64 {
-        0
-    }
-
-    fn config(&self) -> &[u8] {
-        &[1, 2, 3]
-    }
-
-    fn process(
-        &mut self,
-        index: usize,
-        rings: &mut [Vring],
-        memory: &SharedMemory,
-    ) -> Result<(), RingError> {
-        Self::drain(&mut rings[index], memory).map_err(|source| RingError {
-            ring: index,
-            source,
-        })
-    }
-}
 
 /// Hands all that is there back at once, the last first, and takes indirect
 /// tables only.
@@ -138,24 +81,6 @@ impl Device for Pile {
             source,
         })
     }
-}
-
-fn served() -> (tempfile::TempDir, Server) {
-    let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(&dir.path().join("device"), Mirror).unwrap();
-    (dir, server)
-}
-
-fn mirrored(driver: &mut Driver, ring: usize, bytes: &[u8], indirect: bool) {
-    let (a, b) = bytes.split_at(bytes.len() / 3);
-    let len = u32::try_from(bytes.len()).unwrap();
-    let pieces = [Piece::Read(a), Piece::Read(b), Piece::Write(len)];
-    let sent = driver.submit(ring, &pieces, indirect);
-    driver.kick(ring);
-    assert_eq!(driver.wait_used(ring), Some((sent.head, len)));
-    let mut back = driver.read(sent.pieces[2].0, len);
-    back.reverse();
-    assert_eq!(back, bytes);
 }
 
 fn threads() -> usize {
@@ -243,7 +168,7 @@ fn a_ring_that_is_no_longer_in_memory_stops() {
     let mut driver = Driver::connect(server.socket(), 2, 0);
     mirrored(&mut driver, 0, b"all there", false);
     // The available ring's flags and index stay; its entries do not.
-    driver.share_again_without(0x4004..0x5000);
+    driver.share_again_without(MEMORY_START + 0x4004..MEMORY_START + 0x5000);
     driver.make_available(0, 0);
     driver.kick(0);
     assert!(driver.wait_broken(0));
