@@ -94,6 +94,8 @@ fn describe(pod: &Pod, now_us: i64) -> String {
         }
         None => text.line(0, "Flavor", &spec.flavor),
     }
+    let profile = names::memory_profile(spec.memory_profile()).unwrap_or("dense");
+    text.line(0, "Memory", profile);
     if let Some(eni) = &status.eni {
         let address = format!(
             "{}/{} in VPC {}, gateway {}, MAC {}, MTU {}",
@@ -191,7 +193,9 @@ fn at(time_us: i64, now_us: i64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use longship_proto::control::v1::{ObjectMeta, Phase, PodSpec, PodStatus, Stage};
+    use longship_proto::control::v1::{
+        MemoryProfile, ObjectMeta, Phase, PodSpec, PodStatus, Stage,
+    };
 
     use super::*;
 
@@ -211,6 +215,7 @@ mod tests {
                     args: vec!["a b".into(), "c".into()],
                     ..Container::default()
                 }],
+                memory_profile: MemoryProfile::Direct.into(),
                 ..PodSpec::default()
             }),
             status: Some(PodStatus {
@@ -231,6 +236,7 @@ mod tests {
             "Created:       1970-01-01T00:00:01Z (60s ago)",
             "Phase:         Failed",
             "Reason:        ImageNotFound",
+            "Memory:        direct",
             "  Args:        \"a b\" c",
             "Start-up (component, step, begins, takes):",
             "  250 ms in all",

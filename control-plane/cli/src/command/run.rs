@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use longship_proto::Failure;
 use longship_proto::control::v1::{
-    Container, ContainerState, EnvVar, ObjectMeta, Phase, Pod, PodSpec, Resources,
+    Container, ContainerState, EnvVar, MemoryProfile, ObjectMeta, Phase, Pod, PodSpec, Resources,
 };
 
 use crate::card::PodStreams;
@@ -42,7 +42,8 @@ pub(crate) struct Run {
     image: Option<String>,
     /// The pod from a file instead of from flags; `-`: standard input.
     #[arg(long, short = 'f', value_name = "FILE", conflicts_with_all = [
-        "name", "cpu", "memory", "env", "zone", "flavor", "vpc", "restart", "command", "args",
+        "name", "cpu", "memory", "env", "zone", "flavor", "vpc", "restart", "pull",
+        "memory_profile", "command", "args",
     ])]
     filename: Option<PathBuf>,
     /// Name of the pod; where it is not given, made from the image's.
@@ -69,6 +70,14 @@ pub(crate) struct Run {
     /// Whether to start it again when it ends: Always, OnFailure or Never.
     #[arg(long, default_value = "Never", value_parser = manifest::restart_policy)]
     restart: longship_proto::control::v1::RestartPolicy,
+    /// When to ask the registry for the image: Always, IfNotPresent or Never; where it
+    /// is not given, Always for the tag latest, else IfNotPresent.
+    #[arg(long, value_parser = manifest::image_pull_policy)]
+    pull: Option<longship_proto::control::v1::ImagePullPolicy>,
+    /// Who can reach the pod's memory: dense (its devices, through a window) or direct
+    /// (its devices, all of it). dense where it is not given.
+    #[arg(long, value_parser = manifest::memory_profile)]
+    memory_profile: Option<MemoryProfile>,
     /// Replace the image's entrypoint too.
     #[arg(long)]
     command: bool,
@@ -165,6 +174,7 @@ impl Run {
             env: self.env.clone(),
             working_dir: String::new(),
             resources,
+            image_pull_policy: self.pull.unwrap_or_default().into(),
         };
         Ok(Pod {
             metadata: Some(ObjectMeta {
@@ -178,6 +188,7 @@ impl Run {
                 zone: self.zone.clone(),
                 flavor: self.flavor.clone(),
                 vpc: self.vpc.clone(),
+                memory_profile: self.memory_profile.unwrap_or_default().into(),
                 ..PodSpec::default()
             }),
             status: None,

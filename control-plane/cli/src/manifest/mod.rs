@@ -11,7 +11,10 @@ use longship_proto::Failure;
 use longship_proto::control::v1::Pod;
 use serde_json::Value;
 
-pub(crate) use pod::{FLAVOR_ANNOTATION, VPC_ANNOTATION, ZONE_LABEL, restart_policy};
+pub(crate) use pod::{
+    FLAVOR_ANNOTATION, VPC_ANNOTATION, ZONE_LABEL, image_pull_policy, memory_profile,
+    restart_policy,
+};
 pub(crate) use quantity::{cpu_millis, memory_bytes, show_cpu, show_memory};
 
 use crate::error::CliError;

@@ -2,7 +2,8 @@
 
 use longship_proto::Failure;
 use longship_proto::control::v1::{
-    Container, EnvVar, ObjectMeta, Pod, PodSpec, Resources, RestartPolicy,
+    Container, EnvVar, ImagePullPolicy, MemoryProfile, ObjectMeta, Pod, PodSpec, Resources,
+    RestartPolicy,
 };
 use serde_json::Value;
 
@@ -97,6 +98,11 @@ fn parse_spec(mut fields: Fields) -> Result<PodSpec, Failure> {
         Some(name) => restart_policy(&name)
             .map_err(|message| Failure::invalid("spec.restartPolicy", message))?,
     };
+    let memory_profile = match fields.string("memoryProfile")? {
+        None => MemoryProfile::Unspecified,
+        Some(name) => memory_profile(&name)
+            .map_err(|message| Failure::invalid("spec.memoryProfile", message))?,
+    };
     let zone = match fields.fields("nodeSelector")? {
         None => String::new(),
         Some(mut selector) => {
@@ -122,6 +128,7 @@ fn parse_spec(mut fields: Fields) -> Result<PodSpec, Failure> {
         hostname: fields.string("hostname")?.unwrap_or_default(),
         nameservers,
         termination_grace_seconds: fields.u32("terminationGracePeriodSeconds")?,
+        memory_profile: memory_profile.into(),
         ..PodSpec::default()
     };
     fields.finish()?;
@@ -135,6 +142,15 @@ pub(crate) fn restart_policy(name: &str) -> Result<RestartPolicy, String> {
         "OnFailure" => Ok(RestartPolicy::OnFailure),
         "Never" => Ok(RestartPolicy::Never),
         other => Err(format!("must be Always, OnFailure or Never, not `{other}`")),
+    }
+}
+
+/// Who can reach the memory of the pod's machine.
+pub(crate) fn memory_profile(name: &str) -> Result<MemoryProfile, String> {
+    match name {
+        "dense" => Ok(MemoryProfile::Dense),
+        "direct" => Ok(MemoryProfile::Direct),
+        other => Err(format!("must be dense or direct, not `{other}`")),
     }
 }
 
@@ -154,9 +170,27 @@ fn parse_container(mut fields: Fields) -> Result<Container, Failure> {
             .fields("resources")?
             .map(parse_resources)
             .transpose()?,
+        image_pull_policy: match fields.string("imagePullPolicy")? {
+            None => ImagePullPolicy::Unspecified,
+            Some(name) => image_pull_policy(&name)
+                .map_err(|message| Failure::invalid(fields.path("imagePullPolicy"), message))?,
+        }
+        .into(),
     };
     fields.finish()?;
     Ok(container)
+}
+
+/// By Kubernetes' names.
+pub(crate) fn image_pull_policy(name: &str) -> Result<ImagePullPolicy, String> {
+    match name {
+        "Always" => Ok(ImagePullPolicy::Always),
+        "IfNotPresent" => Ok(ImagePullPolicy::IfNotPresent),
+        "Never" => Ok(ImagePullPolicy::Never),
+        other => Err(format!(
+            "must be Always, IfNotPresent or Never, not `{other}`"
+        )),
+    }
 }
 
 fn parse_env(mut fields: Fields) -> Result<EnvVar, Failure> {
@@ -249,6 +283,7 @@ mod tests {
                 "containers": [{
                     "name": "web",
                     "image": "registry.example/web:1",
+                    "imagePullPolicy": "Always",
                     "command": ["/bin/web"],
                     "args": ["--port", "80"],
                     "env": [{"name": "A", "value": "b"}, {"name": "EMPTY"}],
@@ -263,6 +298,7 @@ mod tests {
                 "hostname": "www",
                 "dnsConfig": {"nameservers": ["10.0.0.2"]},
                 "terminationGracePeriodSeconds": 0,
+                "memoryProfile": "direct",
             },
         })
     }
@@ -278,6 +314,7 @@ mod tests {
         assert_eq!(metadata.annotations.len(), 1);
         let spec = pod.spec.unwrap();
         assert_eq!(spec.restart_policy(), RestartPolicy::OnFailure);
+        assert_eq!(spec.memory_profile(), MemoryProfile::Direct);
         assert_eq!((spec.zone.as_str(), spec.flavor.as_str()), ("a", "std-1x1"));
         assert_eq!((spec.vpc.as_str(), spec.hostname.as_str()), ("blue", "www"));
         assert_eq!(spec.nameservers, ["10.0.0.2"]);
@@ -285,6 +322,7 @@ mod tests {
         let container = &spec.containers[0];
         assert_eq!(container.command, ["/bin/web"]);
         assert_eq!(container.args, ["--port", "80"]);
+        assert_eq!(container.image_pull_policy(), ImagePullPolicy::Always);
         assert_eq!(container.env[1].value, "");
         assert_eq!(container.working_dir, "/srv");
         let resources = container.resources.unwrap();
@@ -328,6 +366,13 @@ mod tests {
                 "spec.containers[0].resources.limits.cpu",
             ),
             ("/spec/restartPolicy", json!("never"), "spec.restartPolicy"),
+            ("/spec/memoryProfile", json!("huge"), "spec.memoryProfile"),
+            (
+                "/spec/containers/0/imagePullPolicy",
+                json!("Often"),
+                "spec.containers[0].imagePullPolicy",
+            ),
+            ("/spec/memoryProfile", json!(1), "spec.memoryProfile"),
             (
                 "/spec/nodeSelector",
                 json!({"disk": "ssd"}),

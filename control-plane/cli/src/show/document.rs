@@ -95,6 +95,10 @@ fn pod_spec(spec: &PodSpec) -> Value {
         "terminationGracePeriodSeconds",
         spec.termination_grace_seconds,
     );
+    document.put(
+        "memoryProfile",
+        names::memory_profile(spec.memory_profile()),
+    );
     document.value()
 }
 
@@ -102,6 +106,10 @@ fn container(container: &Container) -> Value {
     let mut document = Document::default();
     document.put("name", container.name.as_str());
     document.put("image", container.image.as_str());
+    document.put(
+        "imagePullPolicy",
+        names::image_pull_policy(container.image_pull_policy()),
+    );
     document.put("command", container.command.clone());
     document.put("args", container.args.clone());
     let env: Vec<Value> = container
@@ -233,31 +241,35 @@ mod tests {
             prop::collection::vec(text, 0..3),
             prop::collection::vec((word, text), 0..3),
             prop::option::of((1_u32..100_000, 1_u64..1 << 40)),
+            0_i32..4,
         )
-            .prop_map(|(name, image, command, args, env, resources)| Container {
-                name,
-                image,
-                command,
-                args,
-                env: env
-                    .into_iter()
-                    .map(|(name, value)| EnvVar { name, value })
-                    .collect(),
-                working_dir: "/srv".into(),
-                resources: resources.map(|(cpu_millis, memory_bytes)| Resources {
-                    cpu_millis,
-                    memory_bytes,
-                }),
-            });
+            .prop_map(
+                |(name, image, command, args, env, resources, pull)| Container {
+                    name,
+                    image,
+                    command,
+                    args,
+                    env: env
+                        .into_iter()
+                        .map(|(name, value)| EnvVar { name, value })
+                        .collect(),
+                    working_dir: "/srv".into(),
+                    resources: resources.map(|(cpu_millis, memory_bytes)| Resources {
+                        cpu_millis,
+                        memory_bytes,
+                    }),
+                    image_pull_policy: pull,
+                },
+            );
         let spec = (
             prop::collection::vec(container, 1..3),
-            0_i32..4,
+            (0_i32..4, 0_i32..3),
             "[a-z]{0,5}",
             "[a-z]{0,5}",
             prop::option::of(any::<u32>()),
         );
         (word, prop::collection::hash_map(word, text, 0..3), spec).prop_map(
-            |(name, labels, (containers, restart_policy, zone, flavor, grace))| Pod {
+            |(name, labels, (containers, (restart_policy, profile), zone, flavor, grace))| Pod {
                 metadata: Some(ObjectMeta {
                     name,
                     namespace: "default".into(),
@@ -267,6 +279,7 @@ mod tests {
                 spec: Some(PodSpec {
                     containers,
                     restart_policy,
+                    memory_profile: profile,
                     zone,
                     vpc: flavor.clone(),
                     flavor,

@@ -1,6 +1,8 @@
 //! Names of phases and states, as people and Kubernetes write them.
 
-use longship_proto::control::v1::{ContainerState, Phase, RestartPolicy};
+use longship_proto::control::v1::{
+    ContainerState, ImagePullPolicy, MemoryProfile, Phase, RestartPolicy,
+};
 
 pub(crate) fn phase(phase: Phase) -> &'static str {
     match phase {
@@ -33,5 +35,24 @@ pub(crate) fn restart_policy(policy: RestartPolicy) -> Option<&'static str> {
         RestartPolicy::Always => Some("Always"),
         RestartPolicy::OnFailure => Some("OnFailure"),
         RestartPolicy::Never => Some("Never"),
+    }
+}
+
+/// `None` where it was not given.
+pub(crate) fn memory_profile(profile: MemoryProfile) -> Option<&'static str> {
+    match profile {
+        MemoryProfile::Unspecified => None,
+        MemoryProfile::Dense => Some("dense"),
+        MemoryProfile::Direct => Some("direct"),
+    }
+}
+
+/// `None` where it was not given.
+pub(crate) fn image_pull_policy(policy: ImagePullPolicy) -> Option<&'static str> {
+    match policy {
+        ImagePullPolicy::Unspecified => None,
+        ImagePullPolicy::Always => Some("Always"),
+        ImagePullPolicy::IfNotPresent => Some("IfNotPresent"),
+        ImagePullPolicy::Never => Some("Never"),
     }
 }

@@ -1,7 +1,7 @@
 //! One container of a pod.
 
 use longship_proto::Failure;
-use longship_proto::control::v1::{Container, EnvVar};
+use longship_proto::control::v1::{Container, EnvVar, ImagePullPolicy};
 
 use super::image;
 use super::names::{dns_label, shown};
@@ -12,6 +12,12 @@ const MAX_ITEMS: usize = 1024;
 pub(super) fn container(field: &str, container: &Container) -> Result<(), Failure> {
     dns_label(&format!("{field}.name"), &container.name)?;
     image::reference(&format!("{field}.image"), &container.image)?;
+    if ImagePullPolicy::try_from(container.image_pull_policy).is_err() {
+        return Err(Failure::invalid(
+            format!("{field}.image_pull_policy"),
+            format!("{} is no pull policy", container.image_pull_policy),
+        ));
+    }
     for (name, words) in [("command", &container.command), ("args", &container.args)] {
         if words.len() > MAX_ITEMS {
             return Err(Failure::invalid(

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use longship_proto::Failure;
-use longship_proto::control::v1::{ObjectMeta, Pod, PodSpec, RestartPolicy};
+use longship_proto::control::v1::{MemoryProfile, ObjectMeta, Pod, PodSpec, RestartPolicy};
 use longship_scheduler::{Request, bytes_text, cpus_text};
 use prost::Message;
 
@@ -102,6 +102,16 @@ fn complete(mut spec: PodSpec, name: &str) -> Result<PodSpec, Failure> {
             return Err(Failure::invalid(
                 "spec.restart_policy",
                 format!("{} is no restart policy", spec.restart_policy),
+            ));
+        }
+    }
+    match MemoryProfile::try_from(spec.memory_profile) {
+        Ok(MemoryProfile::Unspecified) => spec.set_memory_profile(MemoryProfile::Dense),
+        Ok(_) => {}
+        Err(_) => {
+            return Err(Failure::invalid(
+                "spec.memory_profile",
+                format!("{} is no memory profile", spec.memory_profile),
             ));
         }
     }

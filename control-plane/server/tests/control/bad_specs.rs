@@ -152,6 +152,14 @@ fn table() -> Vec<(&'static str, Pod)> {
             "spec.restart_policy",
             with_spec(|spec| spec.restart_policy = 9),
         ),
+        (
+            "spec.memory_profile",
+            with_spec(|spec| spec.memory_profile = 3),
+        ),
+        (
+            "spec.containers[0].image_pull_policy",
+            with_container(|c| c.image_pull_policy = -1),
+        ),
         ("spec.zone", with_spec(|spec| spec.zone = "zone-x".into())),
         ("spec.zone", with_spec(|spec| spec.zone = "Zone".into())),
         ("spec.flavor", with_spec(|spec| spec.flavor = "huge".into())),

@@ -1,7 +1,7 @@
 //! The life of a pod, through restarts of the control plane.
 
 use longship_proto::Class;
-use longship_proto::control::v1::{Container, Phase, Resources};
+use longship_proto::control::v1::{Container, MemoryProfile, Phase, Resources};
 
 use crate::card::{Card, held, register};
 use crate::setup::{Control, meta, pod, spec, status};
@@ -19,6 +19,7 @@ async fn a_pod_goes_from_create_to_released() {
     assert!(meta(&created).created_us > 0 && meta(&created).resource_version > 0);
     assert_eq!(spec(&created).hostname, "web");
     assert_eq!(spec(&created).termination_grace_seconds, Some(30));
+    assert_eq!(spec(&created).memory_profile(), MemoryProfile::Dense);
     let state = status(&created);
     assert_eq!(state.phase(), Phase::Scheduled);
     assert_eq!(
