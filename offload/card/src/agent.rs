@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use longship_proto::agent::v1::agent_client::AgentClient;
 use longship_proto::agent::v1::{
-    DeviceHandle, GetHostRequest, HostInfo, ListSandboxesRequest, PrepareSandboxRequest, Sandbox,
-    SandboxState, StartSandboxRequest, StopSandboxRequest, WatchSandboxesRequest,
+    DeviceHandle, GetHostRequest, GetUsageRequest, HostInfo, HostUsage, ListSandboxesRequest,
+    PrepareSandboxRequest, Sandbox, SandboxState, StartSandboxRequest, StopSandboxRequest,
+    WatchSandboxesRequest,
 };
 use longship_proto::{Failure, failure_of};
 use tokio::sync::watch;
@@ -16,6 +17,8 @@ use tracing::{info, warn};
 
 /// How long one call to the agent may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the agent may take to look at all its sandboxes.
+const USAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between attempts to reach an agent that is not there.
 const RETRY: Duration = Duration::from_millis(200);
 
@@ -152,6 +155,20 @@ impl AgentLink {
         answer.map_err(|s| failure_of(&s))?;
         self.sandboxes.remove(id);
         Ok(())
+    }
+
+    /// Asks the agent what its sandboxes cost the host.
+    ///
+    /// # Errors
+    /// The agent's failure, or `Unavailable`.
+    pub(crate) async fn usage(&self) -> Result<HostUsage, Failure> {
+        let mut client = self.client.clone();
+        let answer = client.get_usage(GetUsageRequest {});
+        match tokio::time::timeout(USAGE_TIMEOUT, answer).await {
+            Ok(Ok(usage)) => Ok(usage.into_inner()),
+            Ok(Err(status)) => Err(failure_of(&status)),
+            Err(_) => Err(Failure::unavailable("the agent does not answer")),
+        }
     }
 
     /// Waits until the sandbox has ended, and says how.

@@ -11,6 +11,7 @@ mod agent;
 mod api;
 mod card;
 mod guest;
+mod images;
 mod journal;
 mod link;
 mod logs;
@@ -19,5 +20,7 @@ mod pod;
 mod reconciler;
 mod serve;
 mod status;
+mod turns;
+mod usage;
 
 pub use serve::{Config, StartError, serve};

@@ -7,7 +7,8 @@ use std::time::Duration;
 use longship_framed::guest::{Interface, Process};
 use longship_image::ImageConfig;
 use longship_proto::Failure;
-use longship_proto::control::v1::{Container, Eni, Flavor, Pod, RestartPolicy};
+use longship_proto::agent::v1::MemoryProfile;
+use longship_proto::control::v1::{self as control, Container, Eni, Flavor, Pod, RestartPolicy};
 
 /// Seconds between SIGTERM and SIGKILL where a pod names none, as in Kubernetes.
 const DEFAULT_GRACE: Duration = Duration::from_secs(30);
@@ -17,6 +18,9 @@ const DEFAULT_GRACE: Duration = Duration::from_secs(30);
 pub(crate) struct PodPlan {
     /// The pod's uid: also its sandbox's id and its directory's name.
     pub(crate) uid: String,
+    /// The pod's namespace and name, for people.
+    pub(crate) namespace: String,
+    pub(crate) name: String,
     /// Generation that calls made for it carry.
     pub(crate) generation: u64,
     /// Host name in the guest.
@@ -37,6 +41,8 @@ pub(crate) struct PodPlan {
     pub(crate) mtu: u16,
     /// Size of the machine.
     pub(crate) flavor: Flavor,
+    /// Who can reach the machine's memory.
+    pub(crate) profile: MemoryProfile,
     /// What runs in it.
     pub(crate) containers: Vec<Container>,
     /// When a container is started again.
@@ -69,12 +75,14 @@ impl PodPlan {
             check_label(&format!("spec.containers[{i}].name"), &container.name)?;
         }
         let hostname = if spec.hostname.is_empty() {
-            meta.name
+            meta.name.clone()
         } else {
             spec.hostname.clone()
         };
         Ok(Self {
             uid: meta.uid,
+            namespace: meta.namespace,
+            name: meta.name,
             generation: meta.generation,
             hostname,
             vpc: eni.vpc,
@@ -84,6 +92,12 @@ impl PodPlan {
             gateway: address("status.eni.gateway", &eni.gateway)?,
             mtu: number("status.eni.mtu", eni.mtu)?,
             flavor,
+            profile: match spec.memory_profile() {
+                control::MemoryProfile::Direct => MemoryProfile::Direct,
+                control::MemoryProfile::Dense | control::MemoryProfile::Unspecified => {
+                    MemoryProfile::Dense
+                }
+            },
             restart: spec.restart_policy(),
             grace: spec
                 .termination_grace_seconds
@@ -91,6 +105,11 @@ impl PodPlan {
             nameservers: spec.nameservers,
             containers: spec.containers,
         })
+    }
+
+    /// Its scratch disk's id among the card's volumes.
+    pub(crate) fn scratch_id(&self) -> String {
+        format!("{}-scratch", self.uid)
     }
 
     /// The guest's view of the ENI.
@@ -270,6 +289,19 @@ mod tests {
             (process.working_dir.as_str(), process.user.as_str()),
             ("/srv", "nobody")
         );
+    }
+
+    #[test]
+    fn a_pod_is_dense_unless_it_says_otherwise() {
+        for (asked, profile) in [
+            (control::MemoryProfile::Unspecified, MemoryProfile::Dense),
+            (control::MemoryProfile::Dense, MemoryProfile::Dense),
+            (control::MemoryProfile::Direct, MemoryProfile::Direct),
+        ] {
+            let mut pod = pod(container());
+            pod.spec.as_mut().unwrap().set_memory_profile(asked);
+            assert_eq!(PodPlan::new(&pod).unwrap().profile, profile);
+        }
     }
 
     #[test]

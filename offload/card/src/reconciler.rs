@@ -1,6 +1,6 @@
 //! Desired against observed: which pods the control plane wants here, and which are.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use crate::card::Card;
 use crate::plan::PodPlan;
-use crate::pod::{self, Desired, PodAccess, release_held};
+use crate::pod::{self, Desired, PodAccess, release_held, remove_sockets};
 use crate::status::StatusCell;
 
 /// The pods of this card.
@@ -29,6 +29,7 @@ struct Pods {
 
 struct Entry {
     generation: u64,
+    plan: Arc<PodPlan>,
     status: StatusCell,
     desired: watch::Sender<Desired>,
     access: Arc<PodAccess>,
@@ -42,17 +43,16 @@ impl Reconciler {
     /// # Errors
     /// Where the journal cannot be read.
     pub(crate) async fn begin(card: Arc<Card>) -> Result<Self, Failure> {
-        let mut left: Vec<String> = card
-            .journal
-            .held()?
-            .into_iter()
-            .map(|h| h.pod_uid)
-            .collect();
+        let held = card.journal.held()?;
+        let mut left: Vec<String> = held.into_iter().map(|h| h.pod_uid).collect();
         left.dedup();
+        let mut releases = JoinSet::new();
         for pod_uid in left {
             info!(pod_uid, "releasing what a former card left behind");
-            release_held(&card, &pod_uid).await;
+            let card = card.clone();
+            releases.spawn(async move { release_held(&card, &pod_uid).await });
         }
+        releases.join_all().await;
         Ok(Self {
             card,
             pods: Mutex::default(),
@@ -79,7 +79,7 @@ impl Reconciler {
 
     /// The whole of what shall run here: what is not in it goes.
     pub(crate) fn assign_all(&self, pods: Vec<Pod>) {
-        let wanted: Vec<&str> = pods
+        let wanted: HashSet<&str> = pods
             .iter()
             .filter_map(|p| p.metadata.as_ref())
             .map(|m| m.uid.as_str())
@@ -89,7 +89,7 @@ impl Reconciler {
             known
                 .known
                 .keys()
-                .filter(|uid| !wanted.contains(&uid.as_str()))
+                .filter(|uid| !wanted.contains(uid.as_str()))
                 .cloned()
                 .collect()
         };
@@ -134,13 +134,13 @@ impl Reconciler {
         let before = pod.status.clone().unwrap_or_default();
         if meta.deleted_us > 0 {
             // Nothing of it is here (what a former card held is released): done.
-            self.remove_logs(&meta.uid);
+            self.remove_files(&meta.uid);
             self.report(&meta.uid, meta.generation, Phase::Released, before);
             return;
         }
         match (plan, before.phase()) {
             // It was over before this card began; its logs may still be read.
-            (Ok(plan), Phase::Succeeded | Phase::Failed) => self.keep(&mut pods, &plan, before),
+            (Ok(plan), Phase::Succeeded | Phase::Failed) => self.keep(&mut pods, plan, before),
             (Ok(plan), Phase::Starting | Phase::Running)
                 if plan.restart == RestartPolicy::Never =>
             {
@@ -151,7 +151,7 @@ impl Reconciler {
                     ..before
                 };
                 self.report(&plan.uid, plan.generation, Phase::Failed, status.clone());
-                self.keep(&mut pods, &plan, status);
+                self.keep(&mut pods, plan, status);
             }
             (Ok(plan), _) => self.begin_pod(&mut pods, plan, before),
             (Err(failure), _) => {
@@ -206,9 +206,10 @@ impl Reconciler {
         let (desired, watching) = watch::channel(Desired::Run);
         let (uid, generation) = (plan.uid.clone(), plan.generation);
         info!(pod_uid = uid, "assigned");
+        let plan = Arc::new(plan);
         let done = pods.tasks.spawn(pod::run(
             self.card.clone(),
-            plan,
+            plan.clone(),
             status.clone(),
             watching,
             access.clone(),
@@ -217,6 +218,7 @@ impl Reconciler {
             uid,
             Entry {
                 generation,
+                plan,
                 status,
                 desired,
                 access,
@@ -226,7 +228,7 @@ impl Reconciler {
     }
 
     /// Keeps a pod that is over until it is deleted.
-    fn keep(&self, pods: &mut Pods, plan: &PodPlan, before: PodStatus) {
+    fn keep(&self, pods: &mut Pods, plan: PodPlan, before: PodStatus) {
         let status = StatusCell::new(
             &plan.uid,
             plan.generation,
@@ -251,23 +253,49 @@ impl Reconciler {
             }
             cell.update(|s| s.phase = Phase::Released.into());
         });
+        let uid = plan.uid.clone();
         let entry = Entry {
             generation: plan.generation,
+            plan: Arc::new(plan),
             status,
             desired,
             access,
             done,
         };
-        pods.known.insert(plan.uid.clone(), entry);
+        pods.known.insert(uid, entry);
     }
 
-    fn remove_logs(&self, uid: &str) {
+    fn remove_files(&self, uid: &str) {
         // The uid is the control plane's; it must not lead elsewhere.
-        if uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-            && let Err(error) = self.card.logs.remove(uid)
-        {
+        if uid.is_empty() || !uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
+            return;
+        }
+        if let Err(error) = self.card.logs.remove(uid) {
             warn!(pod_uid = uid, %error, "cannot delete the pod's logs");
         }
+        // A card that was killed before it had written anything down may have left some.
+        if let Err(failure) = remove_sockets(&self.card, uid) {
+            warn!(pod_uid = uid, %failure, "cannot delete the pod's sockets");
+        }
+    }
+
+    /// The pods that hold something of this card, by namespace and name.
+    pub(crate) fn holding(&self) -> Vec<(Arc<PodPlan>, Arc<PodAccess>)> {
+        let pods = self.pods();
+        let mut holding: Vec<_> = pods
+            .known
+            .values()
+            .filter(|entry| {
+                matches!(
+                    entry.status.phase(),
+                    Phase::Preparing | Phase::Starting | Phase::Running | Phase::Stopping
+                )
+            })
+            .map(|entry| (entry.plan.clone(), entry.access.clone()))
+            .collect();
+        drop(pods);
+        holding.sort_by(|(a, _), (b, _)| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        holding
     }
 
     fn report(&self, uid: &str, generation: u64, phase: Phase, mut status: PodStatus) {

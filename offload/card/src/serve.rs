@@ -22,11 +22,14 @@ use tracing::{info, warn};
 use crate::agent::AgentLink;
 use crate::api::{Admin, Streams};
 use crate::card::Card;
+use crate::images::Images;
 use crate::journal::Journal;
 use crate::link::Link;
 use crate::logs::LogStore;
 use crate::reconciler::Reconciler;
 use crate::status::Reports;
+use crate::turns::Turns;
+use crate::usage;
 
 /// How long the card waits for its agent when it starts.
 const AGENT_PATIENCE: Duration = Duration::from_secs(30);
@@ -117,8 +120,9 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
     let admin = bind_unix(&config.admin)
         .await
         .map_err(|e| flag("--admin", config.admin.display(), e))?;
-    let card = Arc::new(open(&config)?);
-    let host = card.agent.host(AGENT_PATIENCE).await?;
+    let agent = AgentLink::new(&config.agent)?;
+    let host = agent.host(AGENT_PATIENCE).await?;
+    let card = Arc::new(open(&config, agent, Turns::new(host.cpus))?);
 
     let reconciler = Arc::new(Reconciler::begin(card.clone()).await?);
     let (token_key, key) = watch::channel(None);
@@ -151,8 +155,10 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
     let clients = Server::builder()
         .add_service(PodStreamsServer::new(streams))
         .serve_with_incoming(TcpListenerStream::new(listener));
+    let base_bytes = usage::own_bytes().map_err(|e| flag("--state", "/proc/self", e))?;
+    let admin_service = Admin::new(card.clone(), reconciler.clone(), base_bytes);
     let operators = Server::builder()
-        .add_service(CardAdminServer::new(Admin::new(card.clone())))
+        .add_service(CardAdminServer::new(admin_service))
         .serve_with_incoming(UnixListenerStream::new(admin));
     info!(host = config.host, zone = config.zone, listen = %bound, "the card is up");
     tokio::select! {
@@ -174,7 +180,7 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
     Ok(())
 }
 
-fn open(config: &Config) -> Result<Card, StartError> {
+fn open(config: &Config, agent: AgentLink, turns: Turns) -> Result<Card, StartError> {
     let state = |e: &dyn std::fmt::Display| flag("--state", config.state.display(), e);
     let images = ImageStore::open(StoreConfig {
         directory: config.state.join("images"),
@@ -182,15 +188,18 @@ fn open(config: &Config) -> Result<Card, StartError> {
         insecure_registries: config.insecure_registries.clone(),
     });
     let scratch = ScratchStore::open(config.state.join("scratch"));
-    let agent = AgentLink::new(&config.agent)?;
+    let journal = Journal::open(&config.state.join("journal.redb")).map_err(|e| state(&e))?;
+    let journal = Arc::new(journal);
     Ok(Card {
-        images: images.map_err(|e| state(&e))?,
+        images: Images::new(images.map_err(|e| state(&e))?, journal.clone())?,
         volumes: Arc::new(VhostUserVolumes::new(scratch.map_err(|e| state(&e))?)),
         enis: BridgeEnis::new(),
         agent,
-        journal: Journal::open(&config.state.join("journal.redb")).map_err(|e| state(&e))?,
+        turns,
+        journal,
         logs: LogStore::open(config.state.join("logs")).map_err(|e| state(&e))?,
         reports: Arc::new(Reports::default()),
+        scratch: config.state.join("scratch/disks"),
         runtime_dir: config.runtime_dir.clone(),
         scratch_bytes: config.scratch_bytes,
     })

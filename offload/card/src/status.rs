@@ -109,6 +109,12 @@ impl StatusCell {
         });
     }
 
+    /// The phase as it is now.
+    pub(crate) fn phase(&self) -> Phase {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.1.phase()
+    }
+
     /// From now on reports speak of this generation.
     pub(crate) fn set_generation(&self, generation: u64) {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner).0 = generation;

@@ -1,10 +1,12 @@
 //! What a client's streams need of a running pod.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use longship_framed::guest::Process;
+use longship_image::Image;
 use longship_proto::Failure;
 
 use crate::guest::Guest;
@@ -19,6 +21,7 @@ pub(crate) struct PodAccess {
 #[derive(Default)]
 struct State {
     guest: Option<Guest>,
+    images: Vec<Arc<Image>>,
     // In the order of the pod's spec; with the process once it was started.
     containers: Vec<String>,
     processes: HashMap<String, Process>,
@@ -45,6 +48,16 @@ impl PodAccess {
         self.state().guest = Some(guest);
     }
 
+    /// The pod's disks are made of these images.
+    pub(crate) fn has_images(&self, images: Vec<Arc<Image>>) {
+        self.state().images = images;
+    }
+
+    /// The images that the pod's disks are made of, each once.
+    pub(crate) fn images(&self) -> Vec<Arc<Image>> {
+        self.state().images.clone()
+    }
+
     /// A container's first process was started.
     pub(crate) fn started(&self, container: &str, process: Process) {
         self.state().processes.insert(container.to_owned(), process);
@@ -62,6 +75,7 @@ impl PodAccess {
             guest.close();
         }
         state.processes.clear();
+        state.images.clear();
     }
 
     /// The container called `name`, or the only one where `name` is empty.

@@ -1,7 +1,7 @@
 //! One container of a running pod: started, its output kept, started again as the
 //! restart policy says.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use longship_framed::guest::{ProcessExited, Start};
@@ -28,6 +28,11 @@ const BACKOFF_MIN: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(300);
 /// A container that ran so long is healthy: the next wait is the first again.
 const HEALTHY: Duration = Duration::from_secs(600);
+/// First output after so long does not belong to the start, microseconds.
+const STARTUP_US: i64 = 60_000_000;
+/// Buffer of a stream with little and with much to read, bytes.
+const QUIET_BYTES: usize = 512;
+const BUSY_BYTES: usize = 16 << 10;
 /// How long output may take to arrive after its process has ended.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -163,11 +168,11 @@ impl Supervised {
 
     async fn until_exit(&self, log: &Arc<Log>, running: Running) -> Result<ProcessExited, Failure> {
         let began = now_us();
-        let first = log.is_empty().then(|| self.status.clone());
-        let stdout = keep(log.clone(), Source::Stdout, running.stdout, first, began);
+        let first = First::new(log.is_empty().then(|| (self.status.clone(), began)));
+        let stdout = keep(log.clone(), Source::Stdout, running.stdout, &first);
         let stderr = async {
             if let Some(stderr) = running.stderr {
-                keep(log.clone(), Source::Stderr, stderr, None, began).await;
+                keep(log.clone(), Source::Stderr, stderr, &first).await;
             }
         };
         let output = async { tokio::join!(stdout, stderr) };
@@ -203,15 +208,29 @@ fn ended(container: &mut ContainerStatus, exited: &ProcessExited, again: bool) {
     .to_owned();
 }
 
-/// Copies a stream to the log until it ends.
-async fn keep(
-    log: Arc<Log>,
-    source: Source,
-    mut stream: impl AsyncRead + Unpin,
-    mut first: Option<StatusCell>,
-    began: i64,
-) {
-    let mut buffer = vec![0; 16 << 10];
+/// Whoever sees a container's first output says when that was.
+struct First(Mutex<Option<(StatusCell, i64)>>);
+
+impl First {
+    /// Nothing was seen yet of what began at that time; `None`: of what is of no interest.
+    fn new(of: Option<(StatusCell, i64)>) -> Self {
+        Self(Mutex::new(of))
+    }
+
+    fn seen(&self) {
+        let first = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let now = now_us();
+        // What comes later is no part of the start.
+        if let Some((status, began)) = first.filter(|(_, began)| now - began < STARTUP_US) {
+            status.add_stages([stage("card", "output", began, now)]);
+        }
+    }
+}
+
+/// Copies a stream to the log until it ends. An idle container costs little memory:
+/// the buffer is large only while there is much to read.
+async fn keep(log: Arc<Log>, source: Source, mut stream: impl AsyncRead + Unpin, first: &First) {
+    let mut buffer = vec![0; QUIET_BYTES];
     loop {
         // A reset means the same here as an end: no more output.
         let n = stream.read(&mut buffer).await.unwrap_or(0);
@@ -221,8 +240,11 @@ async fn keep(
         if let Err(error) = log.append(source, data) {
             warn!(%error, "output of a container is lost");
         }
-        if let Some(status) = first.take() {
-            status.add_stages([stage("card", "output", began, now_us())]);
+        first.seen();
+        if n == buffer.len() && n < BUSY_BYTES {
+            buffer = vec![0; BUSY_BYTES];
+        } else if n < QUIET_BYTES && buffer.len() > QUIET_BYTES {
+            buffer = vec![0; QUIET_BYTES];
         }
     }
 }

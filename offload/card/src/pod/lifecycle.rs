@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use longship_framed::guest::{Configure, Hello};
+use longship_image::Image;
 use longship_proto::Failure;
 use longship_proto::control::v1::{ContainerState, ContainerStatus, Phase, PodStatus, Stage};
 use tokio::sync::watch;
@@ -11,18 +12,22 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use super::container::Supervised;
-use super::prepare::{self, Prepared, SCRATCH_SERIAL};
+use super::prepare::{self, Prepared, PreparedContainer, SCRATCH_SERIAL};
 use super::{PodAccess, PodFailure, release_held};
 use crate::card::Card;
 use crate::guest::Guest;
 use crate::plan::PodPlan;
 use crate::status::{StatusCell, stage};
+use crate::turns::{LimitedTurn, START_LIMIT};
 use longship_proto::now_us;
 
 /// How long a kernel may take from its start to init's hello.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a guest may take to power off before it is ended.
 const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A shorter wait is not worth a line, microseconds.
+const NOTEWORTHY_US: i64 = 1000;
 
 pub(super) const SIGTERM: i32 = 15;
 /// Exit code of a container that had no chance to say one: as if killed.
@@ -52,12 +57,11 @@ enum End {
 /// is `RELEASED`.
 pub(crate) async fn run(
     card: Arc<Card>,
-    plan: PodPlan,
+    plan: Arc<PodPlan>,
     status: StatusCell,
     mut desired: watch::Receiver<Desired>,
     access: Arc<PodAccess>,
 ) {
-    let plan = Arc::new(plan);
     let end = run_to_end(&card, &plan, &status, &mut desired, &access).await;
     access.closed();
     match &end {
@@ -139,12 +143,6 @@ async fn run_to_end(
             })
             .collect();
     });
-    if let Err(error) = card
-        .journal
-        .take(&plan.uid, plan.generation, &prepare::items(plan))
-    {
-        return End::Failed(PodFailure::new("Journal", error));
-    }
     let prepared = prepare::prepare(card, plan, status, desired.clone()).await;
     if *desired.borrow() != Desired::Run {
         return End::Deleted;
@@ -153,12 +151,17 @@ async fn run_to_end(
         Ok(prepared) => prepared,
         Err(failure) => return End::Failed(failure),
     };
-    status.update(|s| s.phase = Phase::Starting.into());
     let Prepared {
         guest,
         containers,
         devices,
     } = prepared;
+    access.has_images(distinct_images(&containers));
+    let turn = tokio::select! {
+        _ = deleted(desired) => return End::Deleted,
+        turn = own_turn(card, status) => turn,
+    };
+    status.update(|s| s.phase = Phase::Starting.into());
     let booted = tokio::select! {
         _ = deleted(desired) => return End::Deleted,
         booted = boot(card, plan, status, &guest, devices) => booted,
@@ -189,7 +192,7 @@ async fn run_to_end(
             let failure = Failure::unavailable(how);
             Some(End::Failed(PodFailure::new("SandboxExited", failure)))
         }
-        end = run_containers(containers, &mut running, status) => Some(end),
+        end = run_containers(containers, &mut running, status, turn) => Some(end),
     };
     match end {
         None => {
@@ -206,11 +209,33 @@ async fn run_to_end(
     }
 }
 
+fn distinct_images(containers: &[PreparedContainer]) -> Vec<Arc<Image>> {
+    let mut images: Vec<Arc<Image>> = Vec::new();
+    for container in containers {
+        if !images.iter().any(|i| i.digest == container.image.digest) {
+            images.push(container.image.clone());
+        }
+    }
+    images
+}
+
+/// The pod's turn to start. A wait shows in its timeline.
+async fn own_turn(card: &Card, status: &StatusCell) -> Option<LimitedTurn> {
+    let began = now_us();
+    let turn = card.turns.starts.limited_turn(START_LIMIT).await;
+    let now = now_us();
+    if now - began > NOTEWORTHY_US {
+        status.add_stages([stage("card", "turn", began, now)]);
+    }
+    turn
+}
+
 /// Starts all containers, one after the other, and waits until the last is over.
 async fn run_containers(
     containers: Vec<Supervised>,
     running: &mut JoinSet<Result<i32, Failure>>,
     status: &StatusCell,
+    turn: Option<LimitedTurn>,
 ) -> End {
     for container in containers {
         match container.first_start().await {
@@ -218,6 +243,7 @@ async fn run_containers(
             Err(failure) => return End::Failed(failure),
         };
     }
+    drop(turn);
     status.update(|s| s.phase = Phase::Running.into());
     all_over(running).await.map_or_else(
         |failure| End::Failed(PodFailure::new("GuestLost", failure)),
@@ -265,17 +291,24 @@ async fn boot(
     configured.map_err(|f| PodFailure::new("ConfigureFailed", f))
 }
 
-/// Splits the boot by what the guest says of its own clock: it began when its
-/// uptime was 0, which the moment of its hello tells in the card's time.
+/// Splits the boot by what the guest says of its own clock, which the moment of its
+/// hello ties to the card's: the kernel began when its uptime was 0 (a clone's: when
+/// it was started), init when it says, and its hello took the rest.
 fn boot_stages(hello: &Hello, began: i64, heard: i64) -> Vec<Stage> {
-    let power_on = heard.saturating_sub(hello.uptime_us.max(0)).max(began);
-    let init = power_on
-        .saturating_add(hello.init_uptime_us.max(0))
-        .min(heard);
+    let uptime = hello.uptime_us.max(0);
+    let init = heard
+        .saturating_sub(uptime.saturating_sub(hello.init_uptime_us.max(0)).max(0))
+        .clamp(began, heard);
+    // A clone's uptime counts from its template's boot: it went on when it was started.
+    let power_on = if hello.clone {
+        began
+    } else {
+        heard.saturating_sub(uptime).clamp(began, init)
+    };
     vec![
         stage("card", "boot", began, heard),
         stage("guest", "kernel", power_on, init),
-        stage("guest", "init", init, heard),
+        stage("guest", "hello", init, heard),
     ]
 }
 
@@ -362,7 +395,7 @@ mod tests {
         };
         assert_eq!(of("boot"), (1_000, 2_000));
         assert_eq!(of("kernel"), (1_100, 1_800));
-        assert_eq!(of("init"), (1_800, 2_000));
+        assert_eq!(of("hello"), (1_800, 2_000));
     }
 
     #[test]
@@ -378,13 +411,36 @@ mod tests {
                 uptime_us: uptime,
                 ..Hello::default()
             };
-            for s in boot_stages(&hello, 1_000, 2_000) {
-                assert!(
-                    1_000 <= s.start_us && s.start_us <= s.end_us && s.end_us <= 2_000,
-                    "{s:?}"
-                );
+            for clone in [false, true] {
+                let hello = Hello {
+                    clone,
+                    ..hello.clone()
+                };
+                for s in boot_stages(&hello, 1_000, 2_000) {
+                    assert!(
+                        1_000 <= s.start_us && s.start_us <= s.end_us && s.end_us <= 2_000,
+                        "{s:?}"
+                    );
+                }
             }
         }
+    }
+
+    #[test]
+    fn a_clones_template_is_no_part_of_its_boot() {
+        let hello = Hello {
+            init_uptime_us: 700_000,
+            uptime_us: 700_300,
+            clone: true,
+            ..Hello::default()
+        };
+        let stages = boot_stages(&hello, 1_000, 2_000);
+        let of = |name: &str| {
+            let s = stages.iter().find(|s| s.name == name).unwrap();
+            (s.start_us, s.end_us)
+        };
+        assert_eq!(of("kernel"), (1_000, 1_700));
+        assert_eq!(of("hello"), (1_700, 2_000));
     }
 
     #[tokio::test]

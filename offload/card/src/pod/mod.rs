@@ -8,7 +8,7 @@ mod release;
 
 pub(crate) use access::PodAccess;
 pub(crate) use lifecycle::{Desired, run};
-pub(crate) use release::release_held;
+pub(crate) use release::{release_held, remove_sockets};
 
 use longship_proto::Failure;
 

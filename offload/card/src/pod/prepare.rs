@@ -2,6 +2,7 @@
 //! scratch disk, its control channel and its machine.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use longship_eni::{EniProvider, EniSpec};
 use longship_framed::guest::Process;
@@ -39,7 +40,7 @@ pub(crate) struct Prepared {
 /// What a container needs.
 pub(crate) struct PreparedContainer {
     /// Its image.
-    pub(crate) image: Image,
+    pub(crate) image: Arc<Image>,
     /// Serial of the image's disk in the guest.
     pub(crate) image_serial: String,
     /// Its first process.
@@ -47,26 +48,22 @@ pub(crate) struct PreparedContainer {
 }
 
 /// What will be held for the pod, for the journal.
-pub(crate) fn items(plan: &PodPlan) -> Vec<Item> {
+fn items(plan: &PodPlan) -> Vec<Item> {
     let mut items = vec![
         ("sandbox", plan.uid.clone()),
         ("eni", plan.uid.clone()),
-        ("scratch", scratch_id(plan)),
+        ("scratch", plan.scratch_id()),
     ];
     items.extend((0..plan.containers.len()).map(|i| ("image", image_id(plan, i))));
     items
-}
-
-fn scratch_id(plan: &PodPlan) -> String {
-    format!("{}-scratch", plan.uid)
 }
 
 fn image_id(plan: &PodPlan, number: usize) -> String {
     format!("{}-image-{number}", plan.uid)
 }
 
-/// Prepares the pod. The caller has journaled [`items`] and releases them when
-/// this fails: what was taken by then is in no other list.
+/// Prepares the pod, and journals what it takes. The caller releases that when this
+/// fails: what was taken by then is in no other list.
 pub(crate) async fn prepare(
     card: &Card,
     plan: &PodPlan,
@@ -80,19 +77,30 @@ pub(crate) async fn prepare(
     })?;
     let socket = |name: &str| directory.join(format!("{name}.sock"));
 
-    // All branches end before any failure is acted on, so that a release never
-    // runs beside a preparation.
-    let (images, eni, scratch, channel, machine) = tokio::join!(
+    // What would outlive this process waits until it is written down; a backend here
+    // dies with it. All branches end before any failure is acted on, so that a release
+    // never runs beside a preparation.
+    let outliving = async {
+        let taken = card.journal.take(&plan.uid, plan.generation, items(plan));
+        status
+            .stage("journal", taken)
+            .await
+            .map_err(|e| PodFailure::new("Journal", e))?;
+        let (machine, scratch) = tokio::join!(
+            status.stage("sandbox", prepare_machine(card, plan, status)),
+            status.stage("scratch", prepare_scratch(card, plan, socket("scratch"))),
+        );
+        machine.and(scratch)
+    };
+    let (outliving, images, eni, channel) = tokio::join!(
+        outliving,
         images(card, plan, status, &directory, desired),
         status.stage("eni", prepare_eni(card, plan, socket("eth0"))),
-        status.stage("scratch", prepare_scratch(card, plan, socket("scratch"))),
         async { VsockDevice::serve(&socket("vsock"), GUEST_CID, &PORTS) },
-        status.stage("sandbox", prepare_machine(card, plan, status)),
     );
     let (containers, image_sockets) = images?;
     eni?;
-    scratch?;
-    machine?;
+    outliving?;
     let (device, incoming) =
         channel.map_err(|e| PodFailure::new("ControlChannel", Failure::internal(e.to_string())))?;
 
@@ -134,16 +142,12 @@ async fn images(
     let pulled = status.stage("image", async {
         let mut pulled = Vec::new();
         for (i, container) in plan.containers.iter().enumerate() {
-            let image = card
-                .images
-                .prepare(&container.image)
-                .await
-                .map_err(|error| {
-                    let reason = error.reason();
-                    let mut failure = Failure::from(error);
-                    failure.field = format!("spec.containers[{i}].image");
-                    PodFailure { reason, failure }
-                })?;
+            let policy = container.image_pull_policy();
+            let image = card.images.get(&container.image, policy).await;
+            let image = image.map_err(|(reason, mut failure)| {
+                failure.field = format!("spec.containers[{i}].image");
+                PodFailure { reason, failure }
+            })?;
             let process = plan
                 .process(i, &image.config)
                 .map_err(|f| PodFailure::new("NoCommand", f))?;
@@ -207,15 +211,14 @@ async fn prepare_eni(card: &Card, plan: &PodPlan, socket: PathBuf) -> Result<(),
         mtu: plan.mtu,
         socket,
     };
-    card.enis
-        .prepare(spec)
+    card.eni(async |enis| enis.prepare(spec).await)
         .await
         .map_err(|e| PodFailure::new(e.reason(), e))
 }
 
 async fn prepare_scratch(card: &Card, plan: &PodPlan, socket: PathBuf) -> Result<(), PodFailure> {
     let spec = VolumeSpec {
-        id: scratch_id(plan),
+        id: plan.scratch_id(),
         socket,
         kind: VolumeKind::Scratch {
             bytes: card.scratch_bytes,
@@ -236,7 +239,9 @@ async fn prepare_machine(
         vcpus: plan.flavor.vcpus,
         memory_bytes: plan.flavor.memory_bytes,
         cpu_millis: plan.flavor.cpu_millis,
+        profile: plan.profile.into(),
     };
+    let _turn = card.turns.machines.turn().await;
     let sandbox = card.agent.prepare(request).await;
     let sandbox = sandbox.map_err(|f| PodFailure::new("SandboxRefused", f))?;
     status.add_stages(sandbox.timeline);

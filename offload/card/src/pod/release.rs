@@ -32,13 +32,15 @@ pub(crate) async fn release_held(card: &Card, pod_uid: &str) {
 }
 
 async fn attempt(card: &Card, pod_uid: &str) -> Result<(), Failure> {
-    let mut held = card.journal.held()?;
-    held.retain(|h| h.pod_uid == pod_uid);
+    let mut held = card.journal.held_for(pod_uid)?;
     held.sort_by_key(|h| h.kind != "sandbox");
     for item in &held {
         match item.kind.as_str() {
             "sandbox" => stop_sandbox(card, &item.name, item.generation).await?,
-            "eni" => card.enis.release(&item.name).await?,
+            "eni" => {
+                card.eni(async |enis| enis.release(&item.name).await)
+                    .await?;
+            }
             _ => {
                 let id = item.name.clone();
                 card.volume(move |volumes| volumes.release(&id))
@@ -47,20 +49,27 @@ async fn attempt(card: &Card, pod_uid: &str) -> Result<(), Failure> {
             }
         }
     }
-    match std::fs::remove_dir_all(card.runtime_dir.join(pod_uid)) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(Failure::internal(format!(
-                "remove the sockets of {pod_uid}: {e}"
-            )));
-        }
-        _ => {}
-    }
-    card.journal.clear(pod_uid)?;
+    remove_sockets(card, pod_uid)?;
+    card.journal.clear(pod_uid).await?;
     info!(pod_uid, things = held.len(), "released");
     Ok(())
 }
 
+/// Removes the directory of a pod's sockets.
+///
+/// # Errors
+/// Where it cannot be removed; none is fine.
+pub(crate) fn remove_sockets(card: &Card, pod_uid: &str) -> Result<(), Failure> {
+    match std::fs::remove_dir_all(card.runtime_dir.join(pod_uid)) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Failure::internal(format!(
+            "remove the sockets of {pod_uid}: {e}"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 async fn stop_sandbox(card: &Card, id: &str, generation: u64) -> Result<(), Failure> {
+    let _turn = card.turns.ends.turn().await;
     match card.agent.stop(id, generation).await {
         Err(failure) if failure.class() == Class::NotFound => Ok(()),
         other => other,
