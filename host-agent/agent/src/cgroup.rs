@@ -1,21 +1,27 @@
-//! One cgroup (v2) a sandbox, with its limits (Linux, admin-guide/cgroup-v2).
+//! One cgroup (v2) a VMM, with its limits (Linux, admin-guide/cgroup-v2). It is named by
+//! a serial number: a clone has one before any sandbox has the clone.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use longship_framed::error::Failure;
 use longship_probe::CONTROLLERS;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
 
-use crate::request::Spec;
+use crate::shape::Shape;
 
 /// Length of the period in which CPU time is counted, microseconds.
 const CPU_PERIOD_US: u64 = 100_000;
 /// `cpu.weight` of a sandbox with one CPU, the kernel's default.
 const WEIGHT_PER_CPU: u64 = 100;
+/// `cpu.weight` of what no sandbox waits for.
+const WEIGHT_BACKGROUND: u64 = 1;
 /// What a VMM may use beside its guest's memory: its own, and kernel objects.
 const OVERHEAD_BYTES: u64 = 32 << 20;
 /// And for page tables (two sets of 1/512 each) and reverse maps, this part of
@@ -59,10 +65,33 @@ impl From<CgroupError> for Failure {
     }
 }
 
-/// The cgroup below which all sandboxes have theirs.
+/// Who waits for what runs in a cgroup, and so its share of CPU time against others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Share {
+    /// Nobody yet.
+    Background,
+    /// A sandbox that was promised so many thousandths of a CPU; `None`: nothing.
+    Sandbox(Option<u32>),
+}
+
+impl Share {
+    /// For `cpu.weight`.
+    fn weight(self) -> u64 {
+        match self {
+            Self::Background => WEIGHT_BACKGROUND,
+            Self::Sandbox(None) => WEIGHT_PER_CPU,
+            Self::Sandbox(Some(millis)) => {
+                (u64::from(millis) * WEIGHT_PER_CPU / 1000).clamp(1, 10_000)
+            }
+        }
+    }
+}
+
+/// The cgroup below which all VMMs have theirs.
 #[derive(Debug)]
 pub(crate) struct CgroupRoot {
     path: PathBuf,
+    next: AtomicU64,
 }
 
 impl CgroupRoot {
@@ -94,7 +123,10 @@ impl CgroupRoot {
                 _ => pass_on_controllers(&folder)?,
             }
         }
-        Ok(Self { path: folder })
+        Ok(Self {
+            path: folder,
+            next: AtomicU64::new(1),
+        })
     }
 
     /// Ends and removes what a former agent left; gives the names.
@@ -114,23 +146,27 @@ impl CgroupRoot {
         Ok(swept)
     }
 
-    /// Makes a sandbox's cgroup with its limits.
+    /// Makes a cgroup with the limits of a machine of this shape.
     ///
     /// # Errors
     /// [`CgroupError::Io`]; nothing is left then.
-    pub(crate) fn create(&self, spec: &Spec) -> Result<Cgroup, CgroupError> {
-        let path = self.path.join(spec.id.as_str());
+    pub(crate) fn create(&self, shape: Shape, share: Share) -> Result<Cgroup, CgroupError> {
+        let serial = self.next.fetch_add(1, Ordering::Relaxed);
+        let path = self.path.join(format!("vm-{serial}"));
         fs::create_dir(&path).map_err(io_error("make", &path))?;
         // From here on its drop undoes it.
         let mut cgroup = Cgroup { path, folder: None };
-        for (file, value) in limits(spec) {
-            write(&cgroup.path.join(file), &value)?;
-        }
         let folder = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_DIRECTORY | libc::O_CLOEXEC)
             .open(&cgroup.path)
             .map_err(io_error("open", &cgroup.path))?;
+        for (file, value) in limits(shape) {
+            cgroup.write_at(&folder, file, &value)?;
+        }
+        if share.weight() != WEIGHT_PER_CPU {
+            cgroup.write_at(&folder, "cpu.weight", &share.weight().to_string())?;
+        }
         cgroup.folder = Some(folder);
         Ok(cgroup)
     }
@@ -141,7 +177,7 @@ impl CgroupRoot {
     }
 }
 
-/// A sandbox's cgroup. Dropping it kills what runs in it and removes it.
+/// A VMM's cgroup. Dropping it kills what runs in it and removes it.
 #[derive(Debug)]
 pub(crate) struct Cgroup {
     path: PathBuf,
@@ -150,20 +186,41 @@ pub(crate) struct Cgroup {
 }
 
 impl Cgroup {
-    /// For `CLONE_INTO_CGROUP` (clone3(2)).
+    /// For `CLONE_INTO_CGROUP` (clone3(2)); `None` once it is closed.
     pub(crate) fn folder(&self) -> Option<BorrowedFd<'_>> {
         self.folder.as_ref().map(AsFd::as_fd)
     }
 
-    /// Holds it to the CPU time that `spec` says, from now on.
+    /// No process is to be started in it any more.
+    pub(crate) fn close_folder(&mut self) {
+        self.folder = None;
+    }
+
+    /// Gives it another share of CPU time.
     ///
     /// # Errors
     /// [`CgroupError::Io`].
-    pub(crate) fn limit_cpu(&self, spec: &Spec) -> Result<(), CgroupError> {
-        match spec.cpu_millis {
-            Some(millis) => write(&self.path.join("cpu.max"), &cpu_max(millis)),
-            None => Ok(()),
-        }
+    pub(crate) fn set_share(&self, share: Share) -> Result<(), CgroupError> {
+        write(&self.path.join("cpu.weight"), &share.weight().to_string())
+    }
+
+    /// Holds it to this much CPU time (thousandths of a CPU), from now on.
+    ///
+    /// # Errors
+    /// [`CgroupError::Io`].
+    pub(crate) fn limit_cpu(&self, millis: u32) -> Result<(), CgroupError> {
+        write(&self.path.join("cpu.max"), &cpu_max(millis))
+    }
+
+    /// Writes to one of its files by way of its open folder, which spares the kernel the
+    /// whole path.
+    fn write_at(&self, folder: &File, name: &str, value: &str) -> Result<(), CgroupError> {
+        let at = |action| move |error| io_error(action, &self.path.join(name))(error);
+        // Without O_CREAT: a file that is not there is a controller that is missing.
+        let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+        let file = nix::fcntl::openat(folder, name, flags, Mode::empty())
+            .map_err(|error| at("open")(error.into()))?;
+        io::Write::write_all(&mut File::from(file), value.as_bytes()).map_err(at("write"))
     }
 
     /// Ends every process in it, at once.
@@ -216,21 +273,16 @@ impl Drop for Cgroup {
     }
 }
 
-/// The files to write, and what to write into them. Of CPU time only the share against
-/// others is set: until the guest is up it may use what is idle.
-fn limits(spec: &Spec) -> Vec<(&'static str, String)> {
-    let overhead = OVERHEAD_BYTES.saturating_add(spec.memory_bytes / OVERHEAD_PART);
-    let memory = spec.memory_bytes.saturating_add(overhead);
-    let processes = spec.vcpus.saturating_add(OTHER_THREADS);
-    let mut limits = vec![
+/// The files to write, and what to write into them. CPU time is not limited yet: until
+/// the guest is up it may use what is idle.
+fn limits(shape: Shape) -> [(&'static str, String); 2] {
+    let overhead = OVERHEAD_BYTES.saturating_add(shape.memory_bytes / OVERHEAD_PART);
+    let memory = shape.memory_bytes.saturating_add(overhead);
+    let processes = shape.vcpus.saturating_add(OTHER_THREADS);
+    [
         ("memory.max", memory.to_string()),
         ("pids.max", processes.to_string()),
-    ];
-    if let Some(millis) = spec.cpu_millis {
-        let weight = (u64::from(millis) * WEIGHT_PER_CPU / 1000).clamp(1, 10_000);
-        limits.push(("cpu.weight", weight.to_string()));
-    }
-    limits
+    ]
 }
 
 fn cpu_max(millis: u32) -> String {
@@ -310,31 +362,32 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Cgro
 
 #[cfg(test)]
 mod tests {
-    use longship_proto::agent::v1::PrepareSandboxRequest;
-
     use super::*;
+    use crate::shape::Profile;
 
-    fn spec(cpu_millis: u32) -> Spec {
-        Spec::parse(&PrepareSandboxRequest {
-            id: "pod".into(),
-            generation: 1,
-            vcpus: 2,
-            memory_bytes: 128 << 20,
-            cpu_millis,
-        })
-        .unwrap()
-    }
+    const SHAPE: Shape = Shape {
+        vcpus: 2,
+        memory_bytes: 128 << 20,
+        profile: Profile::Dense,
+    };
 
     #[test]
     fn limits_are_the_guests_and_an_allowance() {
         let expected = [
             ("memory.max", ((128_u64 + 32 + 1) << 20).to_string()),
             ("pids.max", "18".to_owned()),
-            ("cpu.weight", "50".to_owned()),
         ];
-        assert_eq!(limits(&spec(500)), expected);
-        assert_eq!(limits(&spec(0)), expected[..2]);
+        assert_eq!(limits(SHAPE), expected);
         assert_eq!(cpu_max(500), "50000 100000");
+    }
+
+    #[test]
+    fn a_share_is_what_was_promised_and_a_spare_clones_is_least() {
+        assert_eq!(Share::Sandbox(Some(500)).weight(), 50);
+        assert_eq!(Share::Sandbox(None).weight(), 100);
+        assert_eq!(Share::Sandbox(Some(u32::MAX)).weight(), 10_000);
+        assert_eq!(Share::Sandbox(Some(1)).weight(), 1);
+        assert_eq!(Share::Background.weight(), 1);
     }
 
     #[test]
@@ -343,9 +396,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let root = CgroupRoot {
             path: folder.path().to_owned(),
+            next: AtomicU64::new(1),
         };
-        let refused = root.create(&spec(0)).unwrap_err();
-        assert!(refused.to_string().contains("memory.max"), "{refused}");
+        let refused = root.create(SHAPE, Share::Background).unwrap_err();
+        assert!(refused.to_string().contains("vm-1/memory.max"), "{refused}");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 

@@ -12,6 +12,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::cgroup::{CgroupError, CgroupRoot};
 use crate::kernel_image;
+use crate::stages::Stages;
 
 /// What the operator asked for.
 #[derive(Debug, Clone)]
@@ -32,6 +33,9 @@ pub struct Config {
     pub memory_bytes: Option<u64>,
     /// CPUs for sandboxes; `None`: all.
     pub cpus: Option<u32>,
+    /// Sandboxes that may be at one stage of their start at once; `None`: as many as
+    /// there are CPUs.
+    pub parallel_starts: Option<usize>,
 }
 
 /// Why the agent cannot serve. Each names the flag that is at fault.
@@ -94,11 +98,12 @@ pub enum StartError {
 /// The host, checked, with everything open that every sandbox needs.
 #[derive(Debug)]
 pub struct Host {
-    pub(crate) kvm: PathBuf,
     pub(crate) vmm: CString,
+    pub(crate) stages: Stages,
     pub(crate) cgroups: CgroupRoot,
     pub(crate) memory_bytes: u64,
     pub(crate) cpus: u32,
+    kvm: PathBuf,
     kernel: File,
     initramfs: File,
     _lock: Flock<File>,
@@ -138,15 +143,21 @@ impl Host {
             tracing::warn!("ended sandbox {name}, which a former agent left");
         }
         Ok(Self {
-            kvm: config.kvm,
             vmm,
+            stages: Stages::new(stage_width(config.parallel_starts)),
             cgroups,
             memory_bytes,
             cpus,
+            kvm: config.kvm,
             kernel,
             initramfs,
             _lock: lock,
         })
+    }
+
+    /// KVM, opened.
+    pub(crate) fn kvm(&self) -> io::Result<File> {
+        File::options().read(true).write(true).open(&self.kvm)
     }
 
     /// The kernel that was checked, opened anew, so that no two VMMs share an offset.
@@ -215,10 +226,7 @@ fn memory_for_sandboxes(given: Option<u64>) -> Result<u64, StartError> {
 fn cpus_for_sandboxes(given: Option<u32>) -> Result<u32, StartError> {
     let cpus = match given {
         Some(cpus) => cpus,
-        None => std::thread::available_parallelism()
-            .ok()
-            .and_then(|all| u32::try_from(all.get()).ok())
-            .unwrap_or(1),
+        None => u32::try_from(cpus_here()).unwrap_or(u32::MAX),
     };
     if cpus == 0 {
         return Err(StartError::Capacity {
@@ -227,6 +235,15 @@ fn cpus_for_sandboxes(given: Option<u32>) -> Result<u32, StartError> {
         });
     }
     Ok(cpus)
+}
+
+fn cpus_here() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// One more than there are CPUs keeps all busy while one of them waits for the kernel.
+fn stage_width(given: Option<usize>) -> usize {
+    given.unwrap_or_else(|| cpus_here() + 1)
 }
 
 /// Two agents in one place would end each other's sandboxes.
@@ -264,6 +281,7 @@ mod tests {
             cgroup: folder.join("cgroup"),
             memory_bytes: Some(1 << 30),
             cpus: Some(1),
+            parallel_starts: None,
         }
     }
 

@@ -20,6 +20,8 @@ mod sandbox;
 mod sandboxes;
 mod serve;
 mod service;
+mod shape;
+mod stages;
 mod state;
 mod tail;
 mod timeline;

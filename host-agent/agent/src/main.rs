@@ -37,6 +37,10 @@ struct Arguments {
     /// CPUs for sandboxes; where it is not given, all.
     #[arg(long)]
     cpus: Option<u32>,
+    /// Sandboxes that may be at one stage of their start at once; where it is not given, one
+    /// more than there are CPUs.
+    #[arg(long, value_name = "N")]
+    parallel_starts: Option<usize>,
 }
 
 fn main() -> ExitCode {
@@ -68,6 +72,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         cgroup: arguments.cgroup,
         memory_bytes: arguments.memory,
         cpus: arguments.cpus,
+        parallel_starts: arguments.parallel_starts,
     })?;
     // The agent is idle nearly always; more workers would only cost memory.
     let runtime = tokio::runtime::Builder::new_multi_thread()

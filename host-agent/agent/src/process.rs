@@ -2,11 +2,13 @@
 //!
 //! `clone3(2)` with `CLONE_INTO_CGROUP`: the process is in its cgroup from its first
 //! instruction on, and the kernel need not move it there, which would make every
-//! start wait for all CPUs (cgroup_threadgroup_rwsem).
+//! start wait for all CPUs (cgroup_threadgroup_rwsem). And with `CLONE_VM` and
+//! `CLONE_VFORK`, as `posix_spawn(3)` does: the agent's page tables are not copied, and
+//! the child tells by a variable why it could not execute the program.
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::fcntl::{FcntlArg, OFlag};
@@ -16,6 +18,8 @@ use tokio::io::unix::AsyncFd;
 
 /// Where the child finds the agent's channel.
 pub(crate) const CONTROL_FD: RawFd = 3;
+/// Stack of the child until it executes the program, bytes.
+const CHILD_STACK: usize = 32 << 10;
 /// Descriptors are moved up here first, so that putting them in place overwrites none.
 const ABOVE_FIXED: RawFd = 16;
 
@@ -73,13 +77,32 @@ pub(crate) struct Process {
     ending: Option<Ending>,
 }
 
+/// A child that nobody watches yet. Dropping it kills and reaps it.
+#[derive(Debug)]
+pub(crate) struct Child {
+    pid: u32,
+    /// Taken by who watches it.
+    pidfd: Option<OwnedFd>,
+}
+
+/// All that the child needs on its way to the program.
+struct Way<'a> {
+    places: [(RawFd, RawFd); 4],
+    program: &'a CStr,
+    /// These end with a null pointer.
+    argv: &'a [*const libc::c_char],
+    envp: &'a [*const libc::c_char],
+    /// Why there is no way: the child's last word to its parent.
+    errno: libc::c_int,
+}
+
 impl Command {
     /// Starts the process in `cgroup`, in a session of its own. Blocks until the
     /// program has been executed.
     ///
     /// # Errors
     /// [`SpawnError`]; nothing runs then.
-    pub(crate) fn spawn(self, cgroup: BorrowedFd<'_>) -> Result<(u32, OwnedFd), SpawnError> {
+    pub(crate) fn spawn(self, cgroup: BorrowedFd<'_>) -> Result<Child, SpawnError> {
         let null = File::options()
             .read(true)
             .write(true)
@@ -88,87 +111,119 @@ impl Command {
         let null = moved_up(null.into())?;
         let stderr = moved_up(self.stderr)?;
         let control = moved_up(self.control)?;
-        let (failed, fail) =
-            nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|e| step("make a pipe")(e.into()))?;
-        let fail = moved_up(fail)?;
         let argv = pointers(&self.arguments);
         let envp = pointers(&self.environment);
+        let mut way = Way {
+            places: [
+                (null.as_raw_fd(), 0),
+                (null.as_raw_fd(), 1),
+                (stderr.as_raw_fd(), 2),
+                (control.as_raw_fd(), CONTROL_FD),
+            ],
+            program: &self.program,
+            argv: &argv,
+            envp: &envp,
+            errno: 0,
+        };
+        let mut stack = vec![0_u128; CHILD_STACK / size_of::<u128>()];
 
         let mut pidfd: RawFd = -1;
         // SAFETY: clone_args is plain C data; all zeroes ask for nothing special.
         let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
-        arguments.flags = CLONE_PIDFD | CLONE_CLEAR_SIGHAND | CLONE_INTO_CGROUP;
+        arguments.flags = u64::from((libc::CLONE_VM | libc::CLONE_VFORK).cast_unsigned())
+            | CLONE_PIDFD
+            | CLONE_CLEAR_SIGHAND
+            | CLONE_INTO_CGROUP;
         arguments.pidfd = (&raw mut pidfd) as u64;
         arguments.exit_signal = u64::try_from(libc::SIGCHLD).unwrap_or_default();
         arguments.cgroup = u64::try_from(cgroup.as_raw_fd()).unwrap_or_default();
-        // SAFETY: like fork(2): no shared memory, no new stack. The child has a copy
-        // of this thread alone, and until it executes the program calls nothing but
-        // what is async-signal-safe (signal-safety(7)): no allocation, no lock.
-        let pid = unsafe {
-            libc::syscall(
-                libc::SYS_clone3,
-                &raw mut arguments,
-                size_of::<libc::clone_args>(),
-            )
-        };
-        if pid == 0 {
-            // SAFETY: this is the child of the clone just above; the pointers are to
-            // NUL-terminated strings in arrays that end with a null pointer, all alive
-            // in the child's copy of this memory.
-            unsafe {
-                become_program(
-                    [
-                        (null.as_raw_fd(), 0),
-                        (null.as_raw_fd(), 1),
-                        (stderr.as_raw_fd(), 2),
-                        (control.as_raw_fd(), CONTROL_FD),
-                    ],
-                    &self.program,
-                    &argv,
-                    &envp,
-                    fail.as_raw_fd(),
-                )
-            }
-        }
+        arguments.stack = stack.as_mut_ptr() as u64;
+        arguments.stack_size = CHILD_STACK as u64;
+        // SAFETY: the stack is the child's alone and, being of u128, aligned to 16 bytes
+        // at both ends; it, `way` and all that it points to live until the clone
+        // returns, which is when the child has left them. `become_program` takes what
+        // `way` is and does not return.
+        let pid = unsafe { clone_on_stack(&mut arguments, become_program, &raw mut way) };
+        drop(stack);
         if pid < 0 {
-            return Err(step("clone into the cgroup")(io::Error::last_os_error()));
+            let errno = i32::try_from(-pid).unwrap_or_default();
+            let error = io::Error::from_raw_os_error(errno);
+            return Err(step("clone into the cgroup")(error));
         }
-        drop(fail);
         // SAFETY: the kernel has just made it for us, and nothing else knows it.
         let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-        let mut errno = Vec::new();
-        let read = File::from(failed).read_to_end(&mut errno);
-        if let (Ok(_), Ok(errno)) = (&read, <[u8; 4]>::try_from(errno.as_slice())) {
-            let _ = waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED);
+        let child = Child {
+            pid: u32::try_from(pid).unwrap_or_default(),
+            pidfd: Some(pidfd),
+        };
+        // SAFETY: plainly a read of a local; the child wrote it behind the compiler's back.
+        let errno = unsafe { std::ptr::read_volatile(&raw const way.errno) };
+        if errno != 0 {
             return Err(SpawnError::Execute {
                 program: self.program.to_string_lossy().into_owned(),
-                error: io::Error::from_raw_os_error(i32::from_ne_bytes(errno)),
+                error: io::Error::from_raw_os_error(errno),
             });
         }
-        Ok((u32::try_from(pid).unwrap_or_default(), pidfd))
+        Ok(child)
     }
+}
+
+/// `clone3` whose child begins with `entry(argument)` on the stack that `arguments` name.
+/// Gives the child's process id, or a negative error number.
+///
+/// # Safety
+/// With `CLONE_VM` and `CLONE_VFORK` only. The stack is the child's alone and aligned to
+/// 16 bytes at both ends; `argument` is what `entry` takes.
+unsafe fn clone_on_stack(
+    arguments: &mut libc::clone_args,
+    entry: unsafe extern "C" fn(*mut Way<'_>) -> !,
+    argument: *mut Way<'_>,
+) -> i64 {
+    let result: i64;
+    // SAFETY: the kernel keeps all registers but rax, rcx and r11, in both processes. The
+    // parent goes on behind the jump with its stack as it was; the child has another
+    // stack and never gets there.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, {argument}",
+            "call {entry}",
+            "ud2",
+            "2:",
+            argument = in(reg) argument,
+            entry = in(reg) entry,
+            inout("rax") libc::SYS_clone3 => result,
+            in("rdi") std::ptr::from_mut(arguments),
+            in("rsi") size_of::<libc::clone_args>(),
+            out("rcx") _,
+            out("r11") _,
+        );
+    }
+    result
 }
 
 /// The child's way from the clone to the program.
 ///
 /// # Safety
-/// Only in a fresh child process; `argv` and `envp` end with a null pointer.
-unsafe fn become_program(
-    places: [(RawFd, RawFd); 4],
-    program: &CStr,
-    argv: &[*const libc::c_char],
-    envp: &[*const libc::c_char],
-    fail: RawFd,
-) -> ! {
-    // SAFETY: all of these are async-signal-safe and get valid arguments: descriptors
-    // that the parent opened, a mask on this stack, strings the caller vouches for.
+/// Only in a child of [`clone_on_stack`], with a valid `way`.
+unsafe extern "C" fn become_program(way: *mut Way<'_>) -> ! {
+    // SAFETY: the parent sleeps and leaves `way` alone. All calls are async-signal-safe
+    // (signal-safety(7): no allocation, no lock) and get valid arguments: descriptors
+    // that the parent opened, data on this stack, strings the parent made. The error
+    // number is the sleeping parent's, who takes no notice.
     unsafe {
+        let way = &mut *way;
         let mut nothing: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut nothing);
-        // Rust programs ignore SIGPIPE; an ignored signal stays ignored.
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        // Rust programs ignore SIGPIPE; an ignored signal stays ignored. Zeroes are the
+        // default action.
+        let default: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGPIPE, &raw const default, std::ptr::null_mut());
         let mut fine = libc::setsid() >= 0;
-        for (from, to) in places {
+        for (from, to) in way.places {
             fine = fine && libc::dup2(from, to) == to;
         }
         // Whatever the agent itself was given by who started it ends here too.
@@ -182,11 +237,18 @@ unsafe fn become_program(
         fine = fine
             && libc::sigprocmask(libc::SIG_SETMASK, &raw const nothing, std::ptr::null_mut()) == 0;
         if fine {
-            libc::execve(program.as_ptr(), argv.as_ptr(), envp.as_ptr());
+            libc::execve(way.program.as_ptr(), way.argv.as_ptr(), way.envp.as_ptr());
         }
-        let errno = (*libc::__errno_location()).to_ne_bytes();
-        libc::write(fail, errno.as_ptr().cast(), errno.len());
+        std::ptr::write_volatile(&raw mut way.errno, *libc::__errno_location());
         libc::_exit(127)
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if let Some(pidfd) = &self.pidfd {
+            let _ = kill_and_reap(pidfd.as_fd());
+        }
     }
 }
 
@@ -195,7 +257,8 @@ impl Process {
     ///
     /// # Errors
     /// The runtime's; the child is then killed.
-    pub(crate) fn watch(pid: u32, pidfd: OwnedFd) -> io::Result<Self> {
+    pub(crate) fn watch(mut child: Child) -> io::Result<Self> {
+        let pidfd = child.pidfd.take().ok_or(io::ErrorKind::NotFound)?;
         // SAFETY: an OwnedFd is open, always the same, and closed only when dropped,
         // which the AsyncFd that owns it outlives.
         let watched = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
@@ -205,7 +268,7 @@ impl Process {
             error
         })?;
         Ok(Self {
-            pid,
+            pid: child.pid,
             pidfd,
             ending: None,
         })
@@ -285,6 +348,7 @@ fn step(step: &'static str) -> impl FnOnce(io::Error) -> SpawnError {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
     use std::os::unix::net::UnixStream;
     use std::path::PathBuf;
 
@@ -335,9 +399,8 @@ mod tests {
         let cgroup = File::open(&place.0).unwrap();
         let script = "exec 1>&2; cat /proc/self/cgroup; ls /proc/$$/fd; env; echo $$ >&3; exit 7";
         let (command, mut stderr, mut control) = shell(script);
-        let (pid, pidfd) = command.spawn(cgroup.as_fd()).unwrap();
-        let mut process = Process::watch(pid, pidfd).unwrap();
-        assert_eq!(process.pid(), pid);
+        let mut process = Process::watch(command.spawn(cgroup.as_fd()).unwrap()).unwrap();
+        let pid = process.pid();
         assert_eq!(process.ended().await.unwrap(), Ending::Code(7));
         assert_eq!(process.ended().await.unwrap(), Ending::Code(7));
         let mut said = String::new();
@@ -378,11 +441,37 @@ mod tests {
         let place = Place::new("dropped");
         let cgroup = File::open(&place.0).unwrap();
         let (command, _stderr, _control) = shell("exec sleep 1000");
-        let (pid, pidfd) = command.spawn(cgroup.as_fd()).unwrap();
-        let process = Process::watch(pid, pidfd).unwrap();
+        let child = command.spawn(cgroup.as_fd()).unwrap();
+        let process = Process::watch(child).unwrap();
+        let pid = process.pid();
         assert!(PathBuf::from(format!("/proc/{pid}")).exists());
         drop(process);
         assert!(!PathBuf::from(format!("/proc/{pid}")).exists());
+        // Nor does one live on that nobody came to watch.
+        let (command, _stderr, _control) = shell("exec sleep 1000");
+        let child = command.spawn(cgroup.as_fd()).unwrap();
+        let pid = child.pid;
+        drop(child);
+        assert!(!PathBuf::from(format!("/proc/{pid}")).exists());
+    }
+
+    #[test]
+    fn what_the_child_sets_for_itself_the_agent_does_not_get() {
+        let place = Place::new("untouched");
+        let cgroup = File::open(&place.0).unwrap();
+        for _ in 0..100 {
+            let (command, _stderr, _control) = shell("exit 0");
+            drop(command.spawn(cgroup.as_fd()).unwrap());
+        }
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let ignored = status
+            .lines()
+            .find_map(|line| line.strip_prefix("SigIgn:"))
+            .map(|mask| u64::from_str_radix(mask.trim(), 16).unwrap());
+        assert_eq!(
+            ignored.unwrap() & 1 << (libc::SIGPIPE - 1),
+            1 << (libc::SIGPIPE - 1)
+        );
     }
 
     #[tokio::test]
@@ -390,8 +479,7 @@ mod tests {
         let place = Place::new("signal");
         let cgroup = File::open(&place.0).unwrap();
         let (command, _stderr, _control) = shell("kill -KILL $$");
-        let (pid, pidfd) = command.spawn(cgroup.as_fd()).unwrap();
-        let mut process = Process::watch(pid, pidfd).unwrap();
+        let mut process = Process::watch(command.spawn(cgroup.as_fd()).unwrap()).unwrap();
         assert_eq!(process.ended().await.unwrap(), Ending::Signal(9));
     }
 }

@@ -6,6 +6,8 @@ use longship_framed::error::Failure;
 use longship_framed::vmm::DeviceType;
 use longship_proto::agent::v1 as wire;
 
+use crate::shape::{Profile, Shape};
+
 /// Pages of this size back a guest, so its memory is a multiple of them.
 const MEMORY_UNIT: u64 = 2 << 20;
 /// Less does not hold a Linux guest and its containers.
@@ -18,8 +20,7 @@ const DEVICES_MAX: usize = 16;
 /// Longest path of a UNIX socket (unix(7), `sun_path` without its NUL).
 const SOCKET_PATH_MAX: usize = 107;
 
-/// A sandbox's name: 1 to 64 characters of `[a-z0-9-]`, so that it can name a
-/// cgroup too.
+/// A sandbox's name: 1 to 64 characters of `[a-z0-9-]`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct SandboxId(String);
 
@@ -36,10 +37,6 @@ impl SandboxId {
         }
         Ok(Self(text.to_owned()))
     }
-
-    pub(crate) fn as_str(&self) -> &str {
-        &self.0
-    }
 }
 
 impl std::fmt::Display for SandboxId {
@@ -53,9 +50,7 @@ impl std::fmt::Display for SandboxId {
 pub(crate) struct Spec {
     pub(crate) id: SandboxId,
     pub(crate) generation: u64,
-    pub(crate) vcpus: u32,
-    /// Bytes.
-    pub(crate) memory_bytes: u64,
+    pub(crate) shape: Shape,
     /// Thousandths of a CPU.
     pub(crate) cpu_millis: Option<u32>,
 }
@@ -96,11 +91,16 @@ impl Spec {
             }
             millis => Some(millis),
         };
+        let profile = Profile::from_wire(request.profile)
+            .ok_or_else(|| Failure::invalid("profile", "is unknown to this version"))?;
         Ok(Self {
             id,
             generation: request.generation,
-            vcpus: request.vcpus,
-            memory_bytes: request.memory_bytes,
+            shape: Shape {
+                vcpus: request.vcpus,
+                memory_bytes: request.memory_bytes,
+                profile,
+            },
             cpu_millis,
         })
     }
@@ -185,6 +185,7 @@ mod tests {
             vcpus: 2,
             memory_bytes: 128 << 20,
             cpu_millis: 500,
+            profile: 0,
         }
     }
 
@@ -201,7 +202,7 @@ mod tests {
 
     #[test]
     fn each_wrong_field_is_named() {
-        let wrong: [(&str, wire::PrepareSandboxRequest); 8] = [
+        let wrong: [(&str, wire::PrepareSandboxRequest); 9] = [
             (
                 "id",
                 wire::PrepareSandboxRequest {
@@ -249,6 +250,13 @@ mod tests {
                 "cpu_millis",
                 wire::PrepareSandboxRequest {
                     cpu_millis: 9,
+                    ..good()
+                },
+            ),
+            (
+                "profile",
+                wire::PrepareSandboxRequest {
+                    profile: 7,
                     ..good()
                 },
             ),
@@ -304,11 +312,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_id_that_is_accepted_is_one_safe_path_component(text in ".{0,70}") {
+        fn every_id_that_is_accepted_is_a_plain_word(text in ".{0,70}") {
             if let Ok(id) = SandboxId::parse(&text) {
-                let path = std::path::Path::new("/cgroup").join(id.as_str());
-                prop_assert_eq!(path.parent(), Some(std::path::Path::new("/cgroup")));
-                prop_assert!(!id.as_str().starts_with('.'));
+                let id = id.to_string();
+                let plain = |c: char| matches!(c, 'a'..='z' | '0'..='9' | '-');
+                prop_assert!((1..=64).contains(&id.len()) && id.chars().all(plain), "{}", id);
             }
         }
     }

@@ -10,11 +10,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::board::Board;
+use crate::cgroup::Share;
 use crate::host::Host;
 use crate::request::{Device, Spec};
 use crate::state::{Event, State};
 use crate::timeline::Timeline;
-use crate::vmm::{Vmm, connect, sleep_until};
+use crate::vmm::{Vmm, VmmError, VmmEvent, connect, sleep_until};
 
 /// How long a guest may boot with whatever CPU time is idle, before it is held to its
 /// own. A quarter of a CPU would make every boot four times as long.
@@ -85,8 +86,11 @@ impl SandboxTask {
         loop {
             let command = tokio::select! {
                 command = commands.recv() => command,
-                () = over(&mut self.vmm) => {
-                    self.exited().await;
+                event = event(&mut self.vmm) => {
+                    match event {
+                        VmmEvent::Alive(alive_us) => self.alive(alive_us),
+                        VmmEvent::Over => self.exited().await,
+                    }
                     continue;
                 }
                 () = sleep_until(self.limit_cpu_at), if self.limit_cpu_at.is_some() => {
@@ -114,12 +118,12 @@ impl SandboxTask {
 
     async fn prepare(&mut self) -> Result<(), Failure> {
         let mut timeline = Timeline::default();
-        match Vmm::launch(&self.host, &self.spec, &mut timeline).await {
+        match self.build(&mut timeline).await {
             Ok(vmm) => {
                 self.shown.pid = vmm.pid();
                 self.shown.timeline = timeline.into_stages();
                 self.vmm = Some(vmm);
-                tracing::info!(id = %self.spec.id, pid = self.shown.pid, "prepared");
+                tracing::debug!(id = %self.spec.id, pid = self.shown.pid, "prepared");
                 self.advance(Event::Built);
                 Ok(())
             }
@@ -128,6 +132,18 @@ impl SandboxTask {
                 self.advance(Event::BuildFailed);
                 Err(error.into())
             }
+        }
+    }
+
+    async fn build(&self, timeline: &mut Timeline) -> Result<Vmm, VmmError> {
+        let share = Share::Sandbox(self.spec.cpu_millis);
+        let mut vmm = Vmm::launch(&self.host, self.spec.shape, share, timeline).await?;
+        match vmm
+            .create(&self.host, self.spec.shape, None, timeline)
+            .await
+        {
+            Ok(()) => Ok(vmm),
+            Err(error) => Err(vmm.end_with(error).await.0),
         }
     }
 
@@ -166,7 +182,7 @@ impl SandboxTask {
         match vmm.start(connected, &mut timeline).await {
             Ok(()) => {
                 self.shown.timeline = timeline.into_stages();
-                tracing::info!(id = %self.spec.id, "running");
+                tracing::debug!(id = %self.spec.id, "running");
                 self.limit_cpu_at = Some(Instant::now() + BOOT_BOOST);
                 self.advance(Event::Booted);
                 Ok(self.shown.clone())
@@ -188,17 +204,24 @@ impl SandboxTask {
     fn limit_cpu(&mut self) {
         self.limit_cpu_at = None;
         if let Some(vmm) = &self.vmm
-            && let Err(error) = vmm.limit_cpu(&self.spec)
+            && let Some(millis) = self.spec.cpu_millis
+            && let Err(error) = vmm.limit_cpu(millis)
         {
             tracing::error!(id = %self.spec.id, "limit the CPU time: {error}");
         }
+    }
+
+    /// The guest did its first act.
+    fn alive(&mut self, alive_us: i64) {
+        self.shown.alive_us = alive_us;
+        self.board.show(&self.spec.id, self.shown.clone());
     }
 
     /// The VMM has ended without being asked to.
     async fn exited(&mut self) {
         if let Some(vmm) = self.vmm.take() {
             let exit = vmm.end().await;
-            tracing::info!(id = %self.spec.id, by_guest = exit.by_guest, "exited: {}", exit.message);
+            tracing::debug!(id = %self.spec.id, by_guest = exit.by_guest, "exited: {}", exit.message);
             self.show_exit(exit);
         }
     }
@@ -219,7 +242,7 @@ impl SandboxTask {
             self.shown.exit = Some(exit);
         }
         self.shown.pid = 0;
-        tracing::info!(id = %self.spec.id, "gone");
+        tracing::debug!(id = %self.spec.id, "gone");
         self.advance(Event::Released);
     }
 
@@ -235,10 +258,10 @@ impl SandboxTask {
     }
 }
 
-/// Waits for the end of a VMM that is there.
-async fn over(vmm: &mut Option<Vmm>) {
+/// Waits for what a VMM that is there does by itself.
+async fn event(vmm: &mut Option<Vmm>) -> VmmEvent {
     match vmm {
-        Some(vmm) => vmm.over().await,
+        Some(vmm) => vmm.event().await,
         None => std::future::pending().await,
     }
 }

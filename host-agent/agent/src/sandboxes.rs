@@ -232,15 +232,16 @@ impl Registry {
     /// The scheduler counts too; this is the last line.
     fn make_room(&self, spec: &Spec, limit: u64) -> Result<(), Failure> {
         let taken = self.live.values().fold(0_u64, |sum, entry| {
-            sum.saturating_add(entry.spec.memory_bytes)
+            sum.saturating_add(entry.spec.shape.memory_bytes)
         });
         let free = limit.saturating_sub(taken);
-        if spec.memory_bytes > free {
+        let wanted = spec.shape.memory_bytes;
+        if wanted > free {
             let mib = |bytes: u64| bytes >> 20;
             return Err(Failure::exhausted(format!(
                 "sandbox {} needs {} MiB of memory; {} of {} MiB are free",
                 spec.id,
-                mib(spec.memory_bytes),
+                mib(wanted),
                 mib(free),
                 mib(limit)
             )));
@@ -273,6 +274,7 @@ mod tests {
                 vcpus: 1,
                 memory_bytes: mib << 20,
                 cpu_millis: 0,
+                profile: 0,
             })
             .unwrap()
         };

@@ -8,7 +8,8 @@ use longship_framed::error::Failure;
 use longship_proto::FailureExt;
 use longship_proto::agent::v1::agent_server::Agent;
 use longship_proto::agent::v1::{
-    GetHostRequest, HostInfo, ListSandboxesRequest, ListSandboxesResponse, PrepareSandboxRequest,
+    GetHostRequest, GetUsageRequest, HostInfo, HostUsage, ListSandboxesRequest,
+    ListSandboxesResponse, ListTemplatesRequest, ListTemplatesResponse, PrepareSandboxRequest,
     Sandbox, StartSandboxRequest, StopSandboxRequest, StopSandboxResponse, WatchSandboxesRequest,
 };
 use tokio::sync::{broadcast, mpsc};
@@ -90,6 +91,17 @@ impl Agent for AgentService {
     ) -> Result<Response<ListSandboxesResponse>, Status> {
         let sandboxes = self.sandboxes.board().all();
         Ok(Response::new(ListSandboxesResponse { sandboxes }))
+    }
+
+    async fn get_usage(&self, _: Request<GetUsageRequest>) -> Result<Response<HostUsage>, Status> {
+        Err(Failure::unavailable("usage is not counted yet").into_status())
+    }
+
+    async fn list_templates(
+        &self,
+        _: Request<ListTemplatesRequest>,
+    ) -> Result<Response<ListTemplatesResponse>, Status> {
+        Ok(Response::new(ListTemplatesResponse::default()))
     }
 
     type WatchSandboxesStream = Pin<Box<dyn Stream<Item = Result<Sandbox, Status>> + Send>>;

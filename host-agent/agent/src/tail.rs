@@ -7,9 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::fcntl::OFlag;
-use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::task::JoinHandle;
+
+/// Bytes read at once.
+const CHUNK: usize = 2048;
 
 /// The reader's end of a pipe of which the last bytes are kept. What a guest
 /// prints is read at once, so that it never waits, and costs the host at most the
@@ -25,17 +27,24 @@ impl Tail {
     pub(crate) fn new(limit: usize) -> io::Result<(Self, OwnedFd)> {
         let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
         set_nonblocking(&read)?;
-        let mut source = pipe::Receiver::from_owned_fd(read)?;
+        let source = pipe::Receiver::from_owned_fd(read)?;
         let kept = Arc::new(Mutex::new(VecDeque::new()));
         let keep = Arc::clone(&kept);
         let reader = tokio::spawn(async move {
-            // Small, since every sandbox has one for as long as it lives.
-            let mut chunk = [0; 1024];
-            while let Ok(n @ 1..) = source.read(&mut chunk).await {
-                let mut keep = keep.lock().unwrap_or_else(PoisonError::into_inner);
-                keep.extend(chunk.iter().take(n));
-                let excess = keep.len().saturating_sub(limit);
-                keep.drain(..excess);
+            while source.readable().await.is_ok() {
+                // On the stack between two waits, not in the task, of which every
+                // sandbox has one for as long as it lives.
+                let mut chunk = [0; CHUNK];
+                match source.try_read(&mut chunk) {
+                    Ok(n @ 1..) => {
+                        let mut keep = keep.lock().unwrap_or_else(PoisonError::into_inner);
+                        keep.extend(chunk.iter().take(n));
+                        let excess = keep.len().saturating_sub(limit);
+                        keep.drain(..excess);
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Ok(0) | Err(_) => return,
+                }
             }
         });
         Ok((Self { kept, reader }, write))

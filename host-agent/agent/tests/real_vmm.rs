@@ -81,8 +81,12 @@ impl Agent {
         answer.map(drop).map_err(|status| failure_of(&status))
     }
 
-    fn cgroup_of(&self, id: &str) -> PathBuf {
-        self.cgroup.join(id)
+    fn cgroup_of(&self, sandbox: &Sandbox) -> PathBuf {
+        let lines = read(format!("/proc/{}/cgroup", sandbox.pid).into());
+        let path = lines.trim().strip_prefix("0::/").unwrap();
+        let cgroup = Path::new("/sys/fs/cgroup").join(path);
+        assert_eq!(cgroup.parent(), Some(self.cgroup.as_path()));
+        cgroup
     }
 
     fn signal(&self, signal: nix::sys::signal::Signal) {
@@ -139,6 +143,7 @@ fn sandbox(id: &str, generation: u64) -> PrepareSandboxRequest {
         vcpus: 1,
         memory_bytes: 128 << 20,
         cpu_millis: 500,
+        profile: 0,
     }
 }
 
@@ -182,7 +187,7 @@ async fn a_sandbox_lives_in_its_cgroup_and_leaves_nothing() {
         println!("  {:8} {:16} {took:>8} us", stage.component, stage.name);
     }
 
-    let cgroup = agent.cgroup_of("pod-1");
+    let cgroup = agent.cgroup_of(&prepared);
     assert_eq!(
         read(cgroup.join("cgroup.procs")),
         format!("{}\n", prepared.pid)
@@ -260,7 +265,8 @@ async fn a_guest_boots_and_a_vmm_that_dies_is_noticed_with_its_reason() {
     }
     assert_eq!(agent.start_sandbox("pod", vec![]).await.unwrap().pid, pid);
     // It boots with what is idle, and is then held to its half of a CPU.
-    let cpu_max = agent.cgroup_of("pod").join("cpu.max");
+    let cgroup = agent.cgroup_of(&running);
+    let cpu_max = cgroup.join("cpu.max");
     assert_eq!(read(cpu_max.clone()), "max 100000\n");
     let give_up = tokio::time::Instant::now() + PATIENCE;
     while read(cpu_max.clone()) != "50000 100000\n" {
@@ -286,7 +292,7 @@ async fn a_guest_boots_and_a_vmm_that_dies_is_noticed_with_its_reason() {
     assert!(!exit.by_guest);
     assert!(exit.message.contains("signal 9"), "{}", exit.message);
     assert_eq!(exited.pid, 0);
-    assert!(!agent.cgroup_of("pod").exists());
+    assert!(!cgroup.exists());
 
     // A newer generation takes its place without a stop between.
     let next = agent.prepare(sandbox("pod", 2)).await.unwrap();
@@ -297,9 +303,10 @@ async fn a_guest_boots_and_a_vmm_that_dies_is_noticed_with_its_reason() {
 #[tokio::test]
 async fn the_next_agent_ends_what_a_killed_one_left() {
     let mut agent = Agent::start("sweep").await;
-    let pid = agent.prepare(sandbox("left", 1)).await.unwrap().pid;
+    let left = agent.prepare(sandbox("left", 1)).await.unwrap();
+    let (pid, cgroup) = (left.pid, agent.cgroup_of(&left));
     agent.restart().await;
-    assert!(!agent.cgroup_of("left").exists());
+    assert!(!cgroup.exists());
     assert!(!exists(pid) || read(format!("/proc/{pid}/status").into()).contains("State:\tZ"));
     let left = agent
         .client
