@@ -1,0 +1,81 @@
+//! How much memory the host has left, by the kernel's own reckoning.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::error::{BenchError, file};
+use crate::summary::{median, number};
+
+const MEMINFO: &str = "/proc/meminfo";
+/// Between looks.
+const LOOK: Duration = Duration::from_millis(200);
+/// Looks of which the difference must be small.
+const LOOKS: usize = 4;
+/// How far they may differ, bytes.
+const STILL: f64 = 192.0 * 1024.0;
+/// After this long it is taken as it is.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+/// `MemTotal` in bytes.
+pub(crate) fn total() -> Result<u64, BenchError> {
+    field("MemTotal")
+}
+
+/// `MemAvailable` in bytes, as it is now.
+pub(crate) fn available() -> Result<u64, BenchError> {
+    field("MemAvailable")
+}
+
+/// `MemAvailable` in bytes once it is still: caches are dropped (where allowed), then
+/// it is looked at until some looks agree.
+pub(crate) async fn settled() -> Result<f64, BenchError> {
+    nix::unistd::sync();
+    // Only root may; elsewhere the kernel counts most of what is cached as available.
+    let _ = std::fs::write("/proc/sys/vm/drop_caches", "3");
+    let give_up = Instant::now() + PATIENCE;
+    let mut looks = Vec::new();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        looks.push(number(available()?));
+        let last = looks.get(looks.len().saturating_sub(LOOKS)..);
+        let last = last.unwrap_or_default();
+        let most = last.iter().copied().fold(f64::MIN, f64::max);
+        let least = last.iter().copied().fold(f64::MAX, f64::min);
+        if (last.len() == LOOKS && most - least <= STILL) || Instant::now() > give_up {
+            return median(last)
+                .ok_or_else(|| BenchError::Impossible("no memory was seen".to_owned()));
+        }
+    }
+}
+
+fn field(name: &'static str) -> Result<u64, BenchError> {
+    let text = std::fs::read_to_string(MEMINFO).map_err(file("read", MEMINFO))?;
+    parse(&text, name)
+        .ok_or_else(|| BenchError::Impossible(format!("{MEMINFO} does not say {name}")))
+}
+
+fn parse(meminfo: &str, name: &str) -> Option<u64> {
+    let value = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    value
+        .trim()
+        .strip_suffix(" kB")?
+        .parse::<u64>()
+        .ok()?
+        .checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_of_meminfo() {
+        let text = "MemTotal:        3055492 kB\nMemFree:  1 kB\nMemAvailable:    2936536 kB\n";
+        assert_eq!(parse(text, "MemAvailable"), Some(2_936_536 << 10));
+        assert_eq!(parse(text, "Mem"), None);
+        assert_eq!(parse(text, "SwapFree"), None);
+    }
+}

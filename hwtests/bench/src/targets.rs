@@ -1,0 +1,206 @@
+//! What has been promised: each line with the figure that shows it.
+
+/// A promise.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Target {
+    pub(crate) title: &'static str,
+    /// Which report, and which figure in it; its median counts.
+    pub(crate) figure: (&'static str, &'static str),
+    /// What Firecracker needs for the same in the same place; empty: it does not do it.
+    pub(crate) firecracker: &'static str,
+    pub(crate) unit: &'static str,
+    pub(crate) first: Bound,
+    pub(crate) goal: Bound,
+}
+
+/// What the median must be.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Bound {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+impl Bound {
+    pub(crate) fn holds(self, value: f64) -> bool {
+        match self {
+            Self::AtMost(most) => value <= most,
+            Self::AtLeast(least) => value >= least,
+        }
+    }
+}
+
+impl std::fmt::Display for Bound {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::AtMost(most) => write!(f, "≤ {most}"),
+            Self::AtLeast(least) => write!(f, "≥ {least}"),
+        }
+    }
+}
+
+const fn at_most(
+    title: &'static str,
+    figure: (&'static str, &'static str),
+    unit: &'static str,
+    firecracker: &'static str,
+    first: f64,
+    goal: f64,
+) -> Target {
+    Target {
+        title,
+        figure,
+        firecracker,
+        unit,
+        first: Bound::AtMost(first),
+        goal: Bound::AtMost(goal),
+    }
+}
+
+const fn at_least(
+    title: &'static str,
+    figure: (&'static str, &'static str),
+    unit: &'static str,
+    firecracker: &'static str,
+    first: f64,
+    goal: f64,
+) -> Target {
+    Target {
+        title,
+        figure,
+        firecracker,
+        unit,
+        first: Bound::AtLeast(first),
+        goal: Bound::AtLeast(goal),
+    }
+}
+
+/// All of them.
+pub(crate) const TARGETS: [Target; 13] = [
+    at_most(
+        "spawn → init, cold, lean kernel, 1 vCPU, 128 MiB",
+        ("compare", "compare.longship.cold"),
+        "ims",
+        "127",
+        120.0,
+        90.0,
+    ),
+    at_most(
+        "clone: request at the agent → guest's first act",
+        ("start", "start.clone"),
+        "ims",
+        "20.8",
+        20.0,
+        10.0,
+    ),
+    at_most(
+        "warm pool: request → guest's first act",
+        ("start", "start.warm"),
+        "ims",
+        "",
+        5.0,
+        2.0,
+    ),
+    at_most(
+        "pod from clone: request at the card → container's first output",
+        ("pod-start", "density.pod.from-card"),
+        "ims",
+        "",
+        120.0,
+        60.0,
+    ),
+    at_most(
+        "VMM memory without guest RAM: RSS",
+        ("overhead", "overhead.vmm.rss"),
+        "MB",
+        "4.0",
+        4.0,
+        2.5,
+    ),
+    at_most(
+        "VMM memory without guest RAM: anonymous",
+        ("overhead", "overhead.vmm.anonymous"),
+        "MB",
+        "0.3",
+        0.5,
+        0.3,
+    ),
+    at_most(
+        "host memory an idle clone (of 32 alive)",
+        ("clones", "density.sandbox.lost"),
+        "MB",
+        "1.4 to 1.9",
+        4.0,
+        1.4,
+    ),
+    at_least(
+        "clones started a second, eight at a time",
+        ("clones-burst", "burst.sandbox.rate"),
+        "1/s",
+        "23.5",
+        20.0,
+        50.0,
+    ),
+    at_most(
+        "host memory an idle busybox pod, all in",
+        ("pods", "density.pod.lost"),
+        "MB",
+        "",
+        16.0,
+        6.0,
+    ),
+    at_least(
+        "pods alive at once in 8 GiB",
+        ("pods", "density.pod.alive"),
+        "",
+        "",
+        200.0,
+        200.0,
+    ),
+    at_most(
+        "of them, that did not answer",
+        ("pods", "density.pod.silent"),
+        "",
+        "",
+        0.0,
+        0.0,
+    ),
+    at_most(
+        "CPU time of a start, last of them against first",
+        ("pods", "density.pod.growth.cpu"),
+        "%",
+        "",
+        20.0,
+        20.0,
+    ),
+    at_most(
+        "failures of 100 pods at once",
+        ("pods-burst", "burst.pod.failures"),
+        "",
+        "",
+        0.0,
+        0.0,
+    ),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bound_holds_at_its_value() {
+        assert!(Bound::AtMost(2.0).holds(2.0) && !Bound::AtMost(2.0).holds(2.01));
+        assert!(Bound::AtLeast(2.0).holds(2.0) && !Bound::AtLeast(2.0).holds(1.99));
+    }
+
+    #[test]
+    fn a_goal_is_no_weaker_than_what_comes_first() {
+        for target in TARGETS {
+            let stricter = match (target.first, target.goal) {
+                (Bound::AtMost(first), Bound::AtMost(goal)) => goal <= first,
+                (Bound::AtLeast(first), Bound::AtLeast(goal)) => goal >= first,
+                _ => false,
+            };
+            assert!(stricter, "{}", target.title);
+        }
+    }
+}
