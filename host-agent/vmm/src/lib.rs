@@ -7,20 +7,23 @@
 //! writes (`KVM_IRQFD`).
 //!
 //! The guest is hostile from its first instruction. What it reaches here is
-//! `ports`, `pci` and `virtio_pci`; nothing there trusts an offset, a
+//! `ports`, `machine_ports`, `pci` and `virtio_pci`; nothing there trusts an offset, a
 //! size, a value or an address.
 //!
-//! Reading order: `control` → `machine` → `memory`, `boot`, `vcpu` →
+//! Reading order: `control` → `machine` → `memory`, `boot`, `vcpu`, `snapshot` →
 //! `pci` → `virtio_pci` → `vhost_user`.
 
 mod boot;
 mod control;
 mod irqchip;
 mod machine;
+mod machine_ports;
 mod memory;
+mod notices;
 mod pci;
 mod ports;
 mod serial;
+mod snapshot;
 mod steps;
 mod vcpu;
 mod vhost_user;

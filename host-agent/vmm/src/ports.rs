@@ -1,8 +1,11 @@
-//! Port I/O: the serial port, the reset line, PCI's configuration mechanism.
-//! Everything else reads as all ones and takes writes silently.
+//! Port I/O: the serial port, the reset line, PCI's configuration mechanism, the
+//! machine's own ports. Everything else reads as all ones and takes writes silently.
 
 use std::sync::Arc;
 
+use longship_framed::machine_ports::COMMAND;
+
+use crate::machine_ports::{self, MachinePorts};
 use crate::pci::bus::PciBus;
 use crate::serial::SerialPort;
 
@@ -23,18 +26,31 @@ const PCI_DATA: u16 = 0xCFC;
 pub(crate) enum Request {
     /// To be reset: the machine ends.
     Reset,
+    /// To stand still and be cloned, once this instruction has ended.
+    Park,
+    /// Nothing that can be done: the machine ends, for this reason.
+    End(&'static str),
 }
 
 /// All ports of a machine.
 pub(crate) struct Ports {
     serial: Arc<SerialPort>,
     pci: Arc<PciBus>,
+    machine: Arc<MachinePorts>,
 }
 
 impl Ports {
     /// The ports in front of these devices.
-    pub(crate) fn new(serial: Arc<SerialPort>, pci: Arc<PciBus>) -> Self {
-        Self { serial, pci }
+    pub(crate) fn new(
+        serial: Arc<SerialPort>,
+        pci: Arc<PciBus>,
+        machine: Arc<MachinePorts>,
+    ) -> Self {
+        Self {
+            serial,
+            pci,
+            machine,
+        }
     }
 
     /// The guest writes `data` to `port`.
@@ -49,13 +65,14 @@ impl Ports {
             KEYBOARD if data.contains(&PULSE_RESET) => return Some(Request::Reset),
             PCI_ADDRESS => self.pci.write_address(data),
             PCI_DATA..=0xCFF => self.pci.write_data(offset(port, PCI_DATA), data),
+            COMMAND..machine_ports::END => return self.machine.write(port, data),
             _ => {}
         }
         None
     }
 
     /// The guest reads from `port` into `data`.
-    pub(crate) fn read(&self, port: u16, data: &mut [u8]) {
+    pub(crate) fn read(&self, port: u16, data: &mut [u8]) -> Option<Request> {
         data.fill(0xFF);
         match port {
             SERIAL..=0x3FF => {
@@ -67,8 +84,10 @@ impl Ports {
             KEYBOARD => data.fill(0),
             PCI_ADDRESS => self.pci.read_address(data),
             PCI_DATA..=0xCFF => self.pci.read_data(offset(port, PCI_DATA), data),
+            COMMAND..machine_ports::END => return self.machine.read(port, data),
             _ => {}
         }
+        None
     }
 }
 
@@ -84,12 +103,22 @@ mod tests {
     use vmm_sys_util::eventfd::EventFd;
 
     use super::*;
+    use crate::machine_ports::Kind;
+    use crate::memory::{GuestRam, Profile, RamPlan};
+    use crate::notices::Notices;
 
     fn ports() -> Ports {
         let irq = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        let plan = RamPlan {
+            bytes: 32 << 20,
+            profile: Profile::Direct,
+        };
+        let ram = Arc::new(GuestRam::new(plan).unwrap());
+        let notices = Arc::new(Notices::new().unwrap());
         Ports::new(
             Arc::new(SerialPort::new(irq, None)),
             Arc::new(PciBus::new()),
+            Arc::new(MachinePorts::new(Kind::Template, ram, notices)),
         )
     }
 
@@ -109,13 +138,27 @@ mod tests {
         let mut data = [0; 4];
         ports().read(0x1234, &mut data);
         assert_eq!(data, [0xFF; 4]);
+        ports().read(machine_ports::END, &mut data);
+        assert_eq!(data, [0xFF; 4]);
+    }
+
+    #[test]
+    fn the_machines_own_ports_are_among_them() {
+        let ports = ports();
+        let mut data = [0; 4];
+        ports.read(COMMAND, &mut data);
+        assert_eq!(data, *b"LSHP");
+        let park = longship_framed::machine_ports::PARK.to_le_bytes();
+        assert_eq!(ports.write(COMMAND, &park), Some(Request::Park));
     }
 
     proptest! {
         #[test]
         fn no_access_panics(
             accesses in prop::collection::vec(
-                (prop_oneof![0x3F0_u16..0x402, 0xCF0_u16..0xD04, any::<u16>()],
+                (prop_oneof![
+                    0x3F0_u16..0x402, 0xCF0_u16..0xD04, 0x2EF0_u16..0x2F20, any::<u16>()
+                ],
                  prop::collection::vec(any::<u8>(), 0..9), any::<bool>()), 0..200),
         ) {
             let ports = ports();

@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use vm_superio::serial::{NoEvents, SerialState};
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -27,17 +28,33 @@ impl Trigger for Irq {
 }
 
 /// A 16550 that is written to only.
-pub(crate) struct SerialPort(Mutex<Serial<Irq, vm_superio::serial::NoEvents, Console>>);
+pub(crate) struct SerialPort(Mutex<Serial<Irq, NoEvents, Console>>);
 
 impl SerialPort {
     /// A port that writes to `console`, if anywhere, and interrupts by `irq`.
     pub(crate) fn new(irq: Arc<EventFd>, console: Option<File>) -> Self {
-        let console = Console {
-            file: console,
-            line: Vec::with_capacity(LINE),
-            left: MAX_OUTPUT,
-        };
-        Self(Mutex::new(Serial::new(Irq(irq), console)))
+        Self(Mutex::new(Serial::new(Irq(irq), Console::new(console))))
+    }
+
+    /// A port as [`SerialPort::new`] makes it, with its registers as they were.
+    ///
+    /// # Errors
+    /// Interrupting, where the state wants that; `irq`'s own errors.
+    pub(crate) fn restored(
+        irq: Arc<EventFd>,
+        console: Option<File>,
+        state: &SerialState,
+    ) -> io::Result<Self> {
+        let console = Console::new(console);
+        Serial::from_state(state, Irq(irq), NoEvents, console)
+            .map(|serial| Self(Mutex::new(serial)))
+            .map_err(|e| io::Error::other(e.to_string()))
+    }
+
+    /// The registers of the port.
+    pub(crate) fn state(&self) -> SerialState {
+        let serial = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        serial.state()
     }
 
     /// The guest writes register `offset`.
@@ -68,6 +85,14 @@ struct Console {
 }
 
 impl Console {
+    fn new(file: Option<File>) -> Self {
+        Self {
+            file,
+            line: Vec::with_capacity(LINE),
+            left: MAX_OUTPUT,
+        }
+    }
+
     fn put_line(&mut self) {
         let Some(file) = &mut self.file else {
             self.line.clear();

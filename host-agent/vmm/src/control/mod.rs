@@ -10,12 +10,13 @@ use std::sync::Arc;
 
 use longship_framed::error::Failure;
 use longship_framed::vmm::message::Message as Content;
-use longship_framed::vmm::{Exited, Message, Reply, Request, Stats, exited::Cause};
+use longship_framed::vmm::{Alive, Exited, Message, Parked, Reply, Request, Stats, exited::Cause};
 use longship_framed::{FrameError, receive_frame_with_fds, write_frame};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::control::request::Operation;
-use crate::machine::{Ended, Machine, MachineSpec};
+use crate::machine::{Machine, MachineSpec, RestoreSpec};
+use crate::notices::{Notice, Notices};
 use crate::steps::Steps;
 use crate::vcpu::Ending;
 
@@ -47,17 +48,17 @@ pub enum ServeError {
 /// # Errors
 /// [`ServeError`], where the channel fails or carries what is no request.
 pub fn serve(channel: &UnixStream) -> Result<End, ServeError> {
-    let ended = Arc::new(Ended::new()?);
+    let notices = Arc::new(Notices::new()?);
     let mut session = Session {
         machine: None,
-        ended: Arc::clone(&ended),
+        notices: Arc::clone(&notices),
     };
     loop {
-        let ready = wait(channel, &ended)?;
-        if ready.ended
-            && let Some(ending) = ended.get()
+        let ready = wait(channel, &notices)?;
+        if ready.notices
+            && let Some(end) = session.hear(channel)?
         {
-            return session.finish(channel, ending);
+            return Ok(end);
         }
         if !ready.channel {
             continue;
@@ -75,7 +76,7 @@ pub fn serve(channel: &UnixStream) -> Result<End, ServeError> {
 
 struct Session {
     machine: Option<Machine>,
-    ended: Arc<Ended>,
+    notices: Arc<Notices>,
 }
 
 impl Session {
@@ -111,13 +112,18 @@ impl Session {
     ) -> Result<Option<Stats>, Failure> {
         match operation {
             Operation::Create(create, fds) => {
-                if self.machine.is_some() {
-                    return Err(Failure::conflict("the machine exists already"));
-                }
+                self.no_machine()?;
                 let spec = MachineSpec::check(create, fds)?;
-                let machine = Machine::create(spec, Arc::clone(&self.ended), steps)?;
+                let machine = Machine::create(spec, Arc::clone(&self.notices), steps)?;
                 self.machine = Some(machine);
             }
+            Operation::Restore(restore, fds) => {
+                self.no_machine()?;
+                let spec = steps.measure("check", || RestoreSpec::check(restore, fds))?;
+                let machine = Machine::restore(spec, Arc::clone(&self.notices), steps)?;
+                self.machine = Some(machine);
+            }
+            Operation::Snapshot(file) => self.machine()?.snapshot(&file, steps)?,
             Operation::Attach(kind, socket) => self.machine()?.attach(kind, socket, steps)?,
             Operation::Boot => self.machine()?.boot(steps)?,
             Operation::GetStats => return Ok(Some(self.machine()?.stats())),
@@ -130,10 +136,35 @@ impl Session {
         Ok(None)
     }
 
+    fn no_machine(&self) -> Result<(), Failure> {
+        match self.machine {
+            None => Ok(()),
+            Some(_) => Err(Failure::conflict("the machine exists already")),
+        }
+    }
+
     fn machine(&mut self) -> Result<&mut Machine, Failure> {
         self.machine
             .as_mut()
             .ok_or_else(|| Failure::conflict("the machine is not created yet"))
+    }
+
+    /// Tells the agent what the machine's threads have told, and does what follows
+    /// from it; says if the machine has ended.
+    fn hear(&mut self, channel: &UnixStream) -> Result<Option<End>, ServeError> {
+        for notice in self.notices.take() {
+            match notice {
+                Notice::Alive(time_us) => send(channel, Content::Alive(Alive { time_us }))?,
+                Notice::Parking => {
+                    if let Some(machine) = &mut self.machine {
+                        machine.park();
+                        send(channel, Content::Parked(Parked {}))?;
+                    }
+                }
+                Notice::Ended(ending) => return self.finish(channel, ending).map(Some),
+            }
+        }
+        Ok(None)
     }
 
     /// Tells the agent of the machine's end.
@@ -153,7 +184,6 @@ impl Session {
                 End::Failed,
             ),
             Ending::Failed(reason) => (Cause::Internal, reason, End::Failed),
-            Ending::Stopped => return Ok(End::Stopped),
         };
         send(
             channel,
@@ -175,13 +205,13 @@ fn send(mut channel: &UnixStream, content: Content) -> Result<(), FrameError> {
 
 struct Ready {
     channel: bool,
-    ended: bool,
+    notices: bool,
 }
 
-/// Sleeps until the agent asks for something or the machine has ended.
-fn wait(channel: &UnixStream, ended: &Ended) -> io::Result<Ready> {
-    // SAFETY: the eventfd is open for as long as `ended` is borrowed.
-    let event = unsafe { BorrowedFd::borrow_raw(ended.event().as_raw_fd()) };
+/// Sleeps until the agent asks for something or the machine tells of something.
+fn wait(channel: &UnixStream, notices: &Notices) -> io::Result<Ready> {
+    // SAFETY: the eventfd is open for as long as `notices` is borrowed.
+    let event = unsafe { BorrowedFd::borrow_raw(notices.event().as_raw_fd()) };
     let mut fds = [
         PollFd::new(event, PollFlags::POLLIN),
         PollFd::new(channel.as_fd(), PollFlags::POLLIN),
@@ -190,6 +220,6 @@ fn wait(channel: &UnixStream, ended: &Ended) -> io::Result<Ready> {
         Ok(_) | Err(nix::Error::EINTR) => {}
         Err(e) => return Err(e.into()),
     }
-    let [ended, channel] = fds.map(|fd| fd.any().unwrap_or(true));
-    Ok(Ready { channel, ended })
+    let [notices, channel] = fds.map(|fd| fd.any().unwrap_or(true));
+    Ok(Ready { channel, notices })
 }

@@ -1,10 +1,12 @@
 //! A request of the agent as an operation with its descriptors.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
 use longship_framed::error::Failure;
-use longship_framed::vmm::{Create, Request, request};
+use longship_framed::vmm::{Create, Request, Restore, request};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{SockType, getpeername, getsockopt, sockopt};
 
 use crate::vhost_user::device_type::DeviceType;
@@ -12,8 +14,10 @@ use crate::vhost_user::device_type::DeviceType;
 /// What the agent asks for.
 pub(super) enum Operation {
     Create(Create, Vec<OwnedFd>),
+    Restore(Restore, Vec<OwnedFd>),
     Attach(DeviceType, UnixStream),
     Boot,
+    Snapshot(File),
     GetStats,
     Stop,
 }
@@ -37,9 +41,17 @@ impl Operation {
             request::Operation::Boot(_) => none(Self::Boot),
             request::Operation::Stats(_) => none(Self::GetStats),
             request::Operation::Stop(_) => none(Self::Stop),
-            request::Operation::Restore(_) | request::Operation::Snapshot(_) => Err(
-                Failure::invalid("operation", "it is unknown to this version"),
-            ),
+            request::Operation::Restore(restore) => Ok(Self::Restore(restore, fds)),
+            request::Operation::Snapshot(_) => {
+                let count = fds.len();
+                match (fds.pop(), count) {
+                    (Some(fd), 1) => Ok(Self::Snapshot(empty_file(fd)?)),
+                    _ => Err(Failure::invalid(
+                        "descriptors",
+                        format!("expected 1 descriptor (an empty file), got {count}"),
+                    )),
+                }
+            }
             request::Operation::Attach(attach) => {
                 let kind = DeviceType::from_wire(attach.r#type).ok_or_else(|| {
                     Failure::invalid("type", format!("no device type {}", attach.r#type))
@@ -54,6 +66,25 @@ impl Operation {
                 }
             }
         }
+    }
+}
+
+/// A file that a state can be written to.
+fn empty_file(fd: OwnedFd) -> Result<File, Failure> {
+    let file = File::from(fd);
+    let flags = fcntl(&file, FcntlArg::F_GETFL).map(OFlag::from_bits_truncate);
+    let writable = flags
+        .is_ok_and(|flags| matches!(flags & OFlag::O_ACCMODE, OFlag::O_WRONLY | OFlag::O_RDWR));
+    let empty = file
+        .metadata()
+        .is_ok_and(|metadata| metadata.is_file() && metadata.len() == 0);
+    if writable && empty {
+        Ok(file)
+    } else {
+        Err(Failure::invalid(
+            "state",
+            "the descriptor is no empty file that is open for writing",
+        ))
     }
 }
 
@@ -76,7 +107,7 @@ fn connected_socket(fd: OwnedFd) -> Result<UnixStream, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use longship_framed::vmm::{AttachDevice, Boot};
+    use longship_framed::vmm::{AttachDevice, Boot, Snapshot};
 
     use super::*;
 
@@ -99,5 +130,12 @@ mod tests {
         assert_eq!(refused(attach(2), vec![]), "descriptors");
         assert_eq!(refused(attach(2), vec![null(), null()]), "descriptors");
         assert_eq!(refused(attach(2), vec![null()]), "socket");
+        let snapshot = || Some(request::Operation::Snapshot(Snapshot {}));
+        assert_eq!(refused(snapshot(), vec![]), "descriptors");
+        assert_eq!(refused(snapshot(), vec![null(), null()]), "descriptors");
+        assert_eq!(refused(snapshot(), vec![null()]), "state");
+        let full = tempfile::tempfile().unwrap();
+        full.set_len(1).unwrap();
+        assert_eq!(refused(snapshot(), vec![full.into()]), "state");
     }
 }

@@ -242,7 +242,7 @@ fn command_line(asked: &str, memory: &RamPlan) -> Result<String, SpecError> {
     Ok(line)
 }
 
-fn check_writable(console: &File) -> Result<(), SpecError> {
+pub(super) fn check_writable(console: &File) -> Result<(), SpecError> {
     let flags = fcntl(console, FcntlArg::F_GETFL).map_err(|_| SpecError::Console)?;
     match OFlag::from_bits_truncate(flags) & OFlag::O_ACCMODE {
         OFlag::O_WRONLY | OFlag::O_RDWR => Ok(()),
@@ -263,7 +263,7 @@ fn size_of_file(file: File) -> Result<(File, u64), SpecError> {
     Ok((file, metadata.len()))
 }
 
-fn check_kvm(fd: OwnedFd) -> Result<Kvm, SpecError> {
+pub(super) fn check_kvm(fd: OwnedFd) -> Result<Kvm, SpecError> {
     // SAFETY: the descriptor is open and ours, and `Kvm` becomes its owner. On
     // one that is no KVM, the ioctls below fail and change nothing.
     let kvm = unsafe {

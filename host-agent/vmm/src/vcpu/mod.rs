@@ -5,11 +5,11 @@ pub(crate) mod kick;
 mod registers;
 mod run;
 
-use kvm_bindings::CpuId;
+use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 use kvm_ioctls::{VcpuFd, VmFd};
 
 use crate::vcpu::cpuid::Topology;
-pub(crate) use crate::vcpu::run::{Counters, Ending, run};
+pub(crate) use crate::vcpu::run::{Counters, Ending, Order, Surroundings, run};
 
 /// Why a processor could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +32,17 @@ pub(crate) struct Processors<'a> {
     pub(crate) entry: u64,
 }
 
+impl Processors<'_> {
+    /// CPUID of processor `id`.
+    pub(crate) fn cpuid(&self, id: u8) -> Vec<kvm_cpuid_entry2> {
+        let place = Topology {
+            id,
+            count: self.count,
+        };
+        cpuid::for_processor(self.supported, place, self.tsc_deadline)
+    }
+}
+
 /// Creates all processors, the first one at the kernel's entry, the others
 /// waiting for its start-up interrupt.
 pub(crate) fn create(vm: &VmFd, processors: &Processors<'_>) -> Result<Vec<VcpuFd>, VcpuError> {
@@ -45,12 +56,7 @@ fn create_one(vm: &VmFd, processors: &Processors<'_>, id: u8) -> Result<VcpuFd, 
     let vcpu = vm
         .create_vcpu(u64::from(id))
         .map_err(failed("creating it"))?;
-    let place = Topology {
-        id,
-        count: processors.count,
-    };
-    let entries = cpuid::for_processor(processors.supported, place, processors.tsc_deadline);
-    let cpuid = CpuId::from_entries(&entries).map_err(|_| {
+    let cpuid = CpuId::from_entries(&processors.cpuid(id)).map_err(|_| {
         failed("its CPUID has too many entries")(kvm_ioctls::Error::new(libc::E2BIG))
     })?;
     vcpu.set_cpuid2(&cpuid)

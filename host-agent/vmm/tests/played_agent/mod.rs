@@ -11,10 +11,14 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
 use longship_framed::vmm::message::Message as Content;
 use longship_framed::vmm::request::Operation;
 use longship_framed::vmm::{
-    AttachDevice, Boot, Create, DeviceType, Exited, GetStats, Message, Reply, Request, Stop,
+    AttachDevice, Boot, Create, DeviceType, Exited, GetStats, Message, Reply, Request, Restore,
+    Snapshot, Stop,
 };
 use longship_framed::{read_frame, send_frame_with_fds};
 
@@ -27,6 +31,36 @@ pub struct Vmm {
     pub channel: UnixStream,
     next_id: u64,
     exited: Option<Exited>,
+    parked: bool,
+    alive_us: Option<i64>,
+}
+
+/// A template: what its VMM has left behind.
+pub struct Template {
+    pub state: File,
+    pub memory: File,
+}
+
+/// A memfd of `bytes` that can be sealed.
+pub fn memfd(bytes: u64) -> File {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let file = File::from(memfd_create(c"template", flags).unwrap());
+    file.set_len(bytes).unwrap();
+    file
+}
+
+fn seal(file: &File) {
+    let seals = SealFlag::F_SEAL_WRITE
+        | SealFlag::F_SEAL_SHRINK
+        | SealFlag::F_SEAL_GROW
+        | SealFlag::F_SEAL_SEAL;
+    fcntl(file, FcntlArg::F_ADD_SEALS(seals)).unwrap();
+}
+
+fn kvm() -> File {
+    let mut options = File::options();
+    let kvm = options.read(true).write(true).open("/dev/kvm");
+    kvm.expect("/dev/kvm")
 }
 
 impl Vmm {
@@ -60,6 +94,8 @@ impl Vmm {
             channel: ours,
             next_id: 1,
             exited: None,
+            parked: false,
+            alive_us: None,
         }
     }
 
@@ -78,8 +114,7 @@ impl Vmm {
                     assert_eq!(reply.id, id);
                     return reply;
                 }
-                Some(Content::Exited(exited)) => self.exited = Some(exited),
-                Some(Content::Parked(_) | Content::Alive(_)) => {}
+                Some(other) => self.note(other),
                 None => panic!("the VMM is gone"),
             }
         }
@@ -102,23 +137,86 @@ impl Vmm {
         initramfs: Option<&File>,
         console: Option<&File>,
     ) -> Reply {
-        let kvm = File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/kvm")
-            .expect("/dev/kvm");
-        let mut fds = vec![kvm.as_fd(), kernel.as_fd()];
-        fds.extend(initramfs.map(AsFd::as_fd));
-        fds.extend(console.map(AsFd::as_fd));
         let create = Create {
             vcpus,
             memory_bytes,
             command_line: command_line.to_owned(),
-            has_initramfs: initramfs.is_some(),
-            has_console: console.is_some(),
             ..Create::default()
         };
+        self.create_as(create, kernel, initramfs, console, None)
+    }
+
+    /// Creates the machine that `create` describes, with these descriptors.
+    pub fn create_as(
+        &mut self,
+        mut create: Create,
+        kernel: &File,
+        initramfs: Option<&File>,
+        console: Option<&File>,
+        memory: Option<&File>,
+    ) -> Reply {
+        create.has_initramfs = initramfs.is_some();
+        create.has_console = console.is_some();
+        create.has_memory = memory.is_some();
+        let kvm = kvm();
+        let mut fds = vec![kvm.as_fd(), kernel.as_fd()];
+        fds.extend(
+            [initramfs, console, memory]
+                .into_iter()
+                .flatten()
+                .map(AsFd::as_fd),
+        );
         self.request(Operation::Create(create), &fds)
+    }
+
+    /// Waits until the guest has parked, writes its state and ends the VMM.
+    pub fn into_template(mut self, memory: File) -> Template {
+        self.parked();
+        let state = memfd(0);
+        assert_eq!(self.snapshot(&state).failure, None);
+        self.stop();
+        assert_eq!(self.wait().code(), Some(0));
+        seal(&state);
+        seal(&memory);
+        Template { state, memory }
+    }
+
+    /// Makes the machine from a template.
+    pub fn restore(&mut self, template: &Template, console: Option<&File>) -> Reply {
+        let kvm = kvm();
+        let mut fds = vec![kvm.as_fd(), template.state.as_fd(), template.memory.as_fd()];
+        fds.extend(console.map(AsFd::as_fd));
+        let restore = Restore {
+            has_console: console.is_some(),
+        };
+        self.request(Operation::Restore(restore), &fds)
+    }
+
+    /// Writes the machine's state.
+    pub fn snapshot(&mut self, state: &File) -> Reply {
+        self.request(Operation::Snapshot(Snapshot {}), &[state.as_fd()])
+    }
+
+    /// Waits until the guest has parked.
+    pub fn parked(&mut self) {
+        while !self.parked {
+            let message = self.receive().expect("the guest parks");
+            assert!(!matches!(message, Content::Exited(_)), "{message:?}");
+            self.note(message);
+        }
+    }
+
+    /// Waits for the guest's first act; when it was, in microseconds since the Unix
+    /// epoch.
+    pub fn alive(&mut self) -> i64 {
+        loop {
+            if let Some(time) = self.alive_us {
+                return time;
+            }
+            let message = self.receive().expect("the guest lives");
+            assert!(!matches!(message, Content::Exited(_)), "{message:?}");
+            self.note(message);
+        }
     }
 
     /// Attaches the device whose backend listens at `socket`.
@@ -149,18 +247,28 @@ impl Vmm {
 
     /// Waits until the guest has ended.
     pub fn exited(&mut self) -> Exited {
-        if let Some(exited) = self.exited.take() {
-            return exited;
-        }
-        match self.receive() {
-            Some(Content::Exited(exited)) => exited,
-            other => panic!("expected the guest's end, got {other:?}"),
+        loop {
+            if let Some(exited) = self.exited.take() {
+                return exited;
+            }
+            let message = self.receive().expect("the guest's end");
+            self.note(message);
         }
     }
 
     /// Waits until the process has ended.
     pub fn wait(&mut self) -> ExitStatus {
         self.child.wait().unwrap()
+    }
+
+    /// Keeps what nobody waits for now.
+    fn note(&mut self, message: Content) {
+        match message {
+            Content::Exited(exited) => self.exited = Some(exited),
+            Content::Parked(_) => self.parked = true,
+            Content::Alive(alive) => self.alive_us = Some(alive.time_us),
+            Content::Reply(reply) => panic!("a reply that nobody waits for: {reply:?}"),
+        }
     }
 
     fn receive(&mut self) -> Option<Content> {
