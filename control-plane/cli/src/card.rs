@@ -1,9 +1,12 @@
 //! A pod's streams, straight from its card.
 
+use std::time::Duration;
+
 use longship_proto::card::v1::card_admin_client::CardAdminClient;
 use longship_proto::card::v1::pod_streams_client::PodStreamsClient;
 use longship_proto::card::v1::{
-    ExecInput, ExecOutput, Held, ListHeldRequest, LogChunk, LogsRequest,
+    ExecInput, ExecOutput, GetUsageRequest, GetUsageResponse, Held, ListHeldRequest, LogChunk,
+    LogsRequest,
 };
 use tokio_stream::Stream;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -12,6 +15,11 @@ use tonic::{Request, Streaming};
 
 use crate::error::CliError;
 use crate::server::{Server, connect};
+
+/// For the card to answer its operator; it asks the host's agent itself.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The largest answer in bytes: some hundred for each pod.
+const MESSAGE_BYTES: usize = 64 << 20;
 
 /// The streams of one pod.
 #[derive(Debug)]
@@ -86,9 +94,33 @@ impl PodStreams {
 /// # Errors
 /// [`CliError::Unreachable`], or the card's refusal.
 pub(crate) async fn list_held(address: &str) -> Result<Vec<Held>, CliError> {
-    let channel = connect("the card", address, "").await?;
-    let answer = CardAdminClient::new(channel)
-        .list_held(ListHeldRequest {})
-        .await?;
-    Ok(answer.into_inner().held)
+    let mut card = admin(address).await?;
+    Ok(answered(card.list_held(ListHeldRequest {})).await?.held)
+}
+
+/// What a card's pods cost, from its operators' socket at `address`.
+///
+/// # Errors
+/// [`CliError::Unreachable`], or the card's refusal.
+pub(crate) async fn usage(address: &str) -> Result<GetUsageResponse, CliError> {
+    let mut card = admin(address).await?;
+    answered(card.get_usage(GetUsageRequest {})).await
+}
+
+async fn admin(address: &str) -> Result<CardAdminClient<Channel>, CliError> {
+    let hint = "; `longship up` says where its operators' socket is (--card)";
+    let channel = connect("the card", address, hint).await?;
+    Ok(CardAdminClient::new(channel).max_decoding_message_size(MESSAGE_BYTES))
+}
+
+async fn answered<T>(
+    call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> Result<T, CliError> {
+    match tokio::time::timeout(PATIENCE, call).await {
+        Ok(answer) => Ok(answer?.into_inner()),
+        Err(_) => Err(CliError::Other(format!(
+            "the card did not answer within {} s",
+            PATIENCE.as_secs()
+        ))),
+    }
 }

@@ -56,3 +56,8 @@ pub(crate) fn window_size() -> Option<WindowSize> {
             })
         })
 }
+
+/// Whether standard output is a terminal.
+pub(crate) fn shows_text() -> bool {
+    io::stdout().is_terminal()
+}

@@ -3,12 +3,12 @@
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
-use crate::card::list_held;
+use crate::card::{list_held, usage};
 use crate::error::CliError;
 use crate::server::{Server, ServerAddress};
-use crate::show::{self, Format, document, table, time};
+use crate::show::{self, Format, document, table, time, usage as show_usage};
 
-/// Show pods, hosts, flavors, or what a card holds.
+/// Show pods, hosts, flavors, or what a card holds and its host's templates.
 #[derive(Debug, Args)]
 pub(crate) struct Get {
     /// What to show.
@@ -18,7 +18,7 @@ pub(crate) struct Get {
     /// Pods of all namespaces.
     #[arg(long, short = 'A')]
     all_namespaces: bool,
-    /// Operators' socket of the card, for `held`.
+    /// Operators' socket of the card, for `held` and `templates`.
     #[arg(
         long,
         value_name = "ADDRESS",
@@ -40,6 +40,9 @@ enum Kind {
     Flavors,
     /// What a card's journal holds for pods.
     Held,
+    /// Guests that sandboxes are cloned from, on a card's host.
+    #[value(alias = "template")]
+    Templates,
 }
 
 /// What was found: for scripts, for people, and what to say where there is nothing.
@@ -72,6 +75,7 @@ impl Get {
             Kind::Hosts => self.hosts(Server::connect(address).await?).await,
             Kind::Flavors => self.flavors(Server::connect(address).await?).await,
             Kind::Held => self.held().await,
+            Kind::Templates => self.templates().await,
         }
     }
 
@@ -117,6 +121,18 @@ impl Get {
             documents: held.iter().map(document::held).collect(),
             text: table::held(&held),
             nothing: "the card holds nothing".to_owned(),
+        })
+    }
+
+    async fn templates(&self) -> Result<Found, CliError> {
+        let host = usage(&self.card).await?.host.ok_or_else(|| {
+            CliError::Other("the host's agent does not answer the card".to_owned())
+        })?;
+        let templates = self.only(host.templates, "template", |template| &template.id)?;
+        Ok(Found {
+            documents: templates.iter().map(show_usage::template).collect(),
+            text: show_usage::templates(&templates),
+            nothing: "there are no templates yet: a size's first pod makes one".to_owned(),
         })
     }
 

@@ -9,5 +9,6 @@ pub(crate) mod exec;
 pub(crate) mod get;
 pub(crate) mod logs;
 pub(crate) mod run;
+pub(crate) mod top;
 pub(crate) mod up;
 pub(crate) mod wait;

@@ -4,6 +4,7 @@ pub(crate) mod document;
 pub(crate) mod names;
 pub(crate) mod table;
 pub(crate) mod time;
+pub(crate) mod usage;
 pub(crate) mod waterfall;
 
 use clap::ValueEnum;

@@ -9,7 +9,8 @@ use super::time::age;
 use crate::manifest::{show_cpu, show_memory};
 use crate::watch::phase_of;
 
-fn table(header: &[&str]) -> Table {
+/// A table without lines, its columns apart.
+pub(crate) fn lines(header: &[&str]) -> Table {
     let mut table = Table::new();
     table
         .load_style(presets::NOTHING)
@@ -21,7 +22,7 @@ fn table(header: &[&str]) -> Table {
     table
 }
 
-fn text(table: &Table) -> String {
+pub(crate) fn text(table: &Table) -> String {
     let mut text = table.trim_fmt();
     text.push('\n');
     text
@@ -39,7 +40,7 @@ pub(crate) fn pods(pods: &[Pod], wide: bool, all_namespaces: bool, now_us: i64) 
     if wide {
         header.extend(["HOST", "FLAVOR", "IMAGE"]);
     }
-    let mut table = table(&header);
+    let mut table = lines(&header);
     for pod in pods {
         let metadata = pod.metadata.clone().unwrap_or_default();
         let status = pod.status.clone().unwrap_or_default();
@@ -85,7 +86,7 @@ pub(crate) fn hosts(hosts: &[Host], wide: bool) -> String {
     if wide {
         header.push("CARD");
     }
-    let mut table = table(&header);
+    let mut table = lines(&header);
     let of = |free: HostCapacity, all: HostCapacity| {
         [
             format!(
@@ -121,7 +122,7 @@ pub(crate) fn hosts(hosts: &[Host], wide: bool) -> String {
 
 /// One line a flavor.
 pub(crate) fn flavors(flavors: &[Flavor]) -> String {
-    let mut table = table(&["NAME", "CPU", "MEMORY", "VCPUS"]);
+    let mut table = lines(&["NAME", "CPU", "MEMORY", "VCPUS"]);
     for flavor in flavors {
         table.add_row([
             flavor.name.clone(),
@@ -135,7 +136,7 @@ pub(crate) fn flavors(flavors: &[Flavor]) -> String {
 
 /// One line a thing that a card holds.
 pub(crate) fn held(held: &[Held]) -> String {
-    let mut table = table(&["POD UID", "KIND", "NAME"]);
+    let mut table = lines(&["POD UID", "KIND", "NAME"]);
     for one in held {
         table.add_row([&one.pod_uid, &one.kind, &one.name]);
     }
@@ -144,7 +145,7 @@ pub(crate) fn held(held: &[Held]) -> String {
 
 /// What `doctor` found.
 pub(crate) fn checks(checks: &[longship_probe::Check]) -> String {
-    let mut table = table(&["CHECK", "RESULT", "FOUND"]);
+    let mut table = lines(&["CHECK", "RESULT", "FOUND"]);
     for check in checks {
         let result = match check.verdict {
             longship_probe::Verdict::Ok => "ok",
