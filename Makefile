@@ -52,6 +52,6 @@ e2e: build guest ## the tests that need a KVM and cross processes
 	export LONGSHIP_KERNEL=$(CURDIR)/target/guest/vmlinux; \
 	$(on_kvm) $(testbed) -- bash -c 'failed=0; for t; do "$$t" --test-threads=1 || failed=1; done; exit $$failed' e2e $$tests
 
-bench: build guest ## what a cold start costs, in exactly counted instructions
-	cargo build --profile lean -p longship-vmm --example boot
-	@target/release/longship-testbed run $(testbed) --icount -- hwtests/bench/cold-start.sh
+bench: build guest ## what starts, sandboxes and pods cost, beside what was promised
+	@hwtests/demo/make-image.sh target/demo/image
+	@hwtests/bench/bench.sh

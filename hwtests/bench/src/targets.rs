@@ -102,7 +102,7 @@ pub(crate) const TARGETS: [Target; 13] = [
     ),
     at_most(
         "pod from clone: request at the card → container's first output",
-        ("pod-start", "density.pod.from-card"),
+        ("pod-start", "burst.pod.from-card"),
         "ims",
         "",
         120.0,

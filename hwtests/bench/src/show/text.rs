@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::presets::NOTHING;
 
 use crate::document::{Document, Figure, Table};
 use crate::show::show;
@@ -62,9 +62,7 @@ pub(crate) fn figures(figures: &[Figure]) -> Table {
 /// A table.
 pub(crate) fn table(table: &Table) -> String {
     let mut shown = comfy_table::Table::new();
-    shown
-        .load_style(UTF8_HORIZONTAL_ONLY)
-        .set_header(&table.columns);
+    shown.load_style(NOTHING).set_header(&table.columns);
     for row in &table.rows {
         shown.add_row(row);
     }

@@ -92,11 +92,12 @@ pub(crate) fn find() -> Option<(PathBuf, String)> {
         .find(|program| program.is_file())?;
     let said = Command::new(&program).arg("--version").output().ok()?;
     let said = String::from_utf8_lossy(&said.stdout).into_owned();
-    let version = said
-        .lines()
-        .next()?
-        .trim_start_matches("QEMU emulator version ");
-    Some((program, version.to_owned()))
+    Some((program, version(&said)?.to_owned()))
+}
+
+/// Out of `QEMU emulator version 10.0.2 (Debian …)`.
+fn version(said: &str) -> Option<&str> {
+    said.split_once("version ")?.1.split_whitespace().next()
 }
 
 /// Waits for the first byte of a guest.
@@ -115,4 +116,16 @@ pub(crate) fn first_byte(name: &str, console: &mut (impl Read + AsFd)) -> Result
     console
         .read_exact(&mut [0])
         .map_err(|error| BenchError::Impossible(format!("{name}: the guest said nothing: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_a_number() {
+        let said = "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)\nCopyright";
+        assert_eq!(version(said), Some("10.0.2"));
+        assert_eq!(version("nothing"), None);
+    }
 }
