@@ -171,6 +171,11 @@ impl CgroupRoot {
         Ok(cgroup)
     }
 
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Removes the cgroup itself where it is empty.
     pub(crate) fn remove_if_empty(&self) {
         let _ = fs::remove_dir(&self.path);
@@ -229,6 +234,12 @@ impl Cgroup {
     /// [`CgroupError::Io`].
     pub(crate) fn kill(&self) -> Result<(), CgroupError> {
         kill(&self.path)
+    }
+
+    /// Memory that is charged to it, in bytes.
+    pub(crate) fn charged_bytes(&self) -> u64 {
+        let current = fs::read_to_string(self.path.join("memory.current"));
+        current.map_or(0, |text| text.trim().parse().unwrap_or(0))
     }
 
     /// Whether the kernel killed a process in it for want of memory.

@@ -29,10 +29,17 @@ pub struct Config {
     pub kvm: PathBuf,
     /// The cgroup below which each sandbox gets one.
     pub cgroup: PathBuf,
-    /// Memory for sandboxes in bytes; `None`: seven eighths of what is free.
+    /// Memory for sandboxes in bytes; `None`: seven eighths of what is free, without
+    /// what templates may hold.
     pub memory_bytes: Option<u64>,
     /// CPUs for sandboxes; `None`: all.
     pub cpus: Option<u32>,
+    /// Whether machines are clones of templates; else each boots by itself.
+    pub templates: bool,
+    /// Memory for templates and warm clones in bytes; `None`: an eighth of the host's.
+    pub template_memory: Option<u64>,
+    /// Paused clones that wait for a sandbox, of each template in use.
+    pub warm_pool: usize,
     /// Sandboxes that may be at one stage of their start at once; `None`: as many as
     /// there are CPUs.
     pub parallel_starts: Option<usize>,
@@ -103,6 +110,10 @@ pub struct Host {
     pub(crate) cgroups: CgroupRoot,
     pub(crate) memory_bytes: u64,
     pub(crate) cpus: u32,
+    /// What templates and warm clones may hold; `None`: there are none.
+    pub(crate) template_bytes: Option<u64>,
+    /// Clones in advance of each template.
+    pub(crate) warm_pool: usize,
     kvm: PathBuf,
     kernel: File,
     initramfs: File,
@@ -130,7 +141,12 @@ impl Host {
         }
         let vmm = find_vmm(config.vmm)?;
         drop(longship_probe::open_kvm(&config.kvm)?);
-        let memory_bytes = memory_for_sandboxes(config.memory_bytes)?;
+        let template_bytes = match (config.templates, config.template_memory) {
+            (false, _) => None,
+            (true, Some(bytes)) => Some(bytes),
+            (true, None) => Some(host_memory("--template-memory")?.total / 8),
+        };
+        let memory_bytes = memory_for_sandboxes(config.memory_bytes, template_bytes)?;
         let cpus = cpus_for_sandboxes(config.cpus)?;
         let cgroup_error = |error: CgroupError| StartError::Cgroup {
             path: config.cgroup.clone(),
@@ -148,6 +164,8 @@ impl Host {
             cgroups,
             memory_bytes,
             cpus,
+            template_bytes,
+            warm_pool: config.warm_pool,
             kvm: config.kvm,
             kernel,
             initramfs,
@@ -158,6 +176,11 @@ impl Host {
     /// KVM, opened.
     pub(crate) fn kvm(&self) -> io::Result<File> {
         File::options().read(true).write(true).open(&self.kvm)
+    }
+
+    /// The VMM's program.
+    pub(crate) fn vmm_file(&self) -> io::Result<File> {
+        File::open(std::ffi::OsStr::from_bytes(self.vmm.to_bytes()))
     }
 
     /// The kernel that was checked, opened anew, so that no two VMMs share an offset.
@@ -203,15 +226,21 @@ fn find_vmm(given: Option<PathBuf>) -> Result<CString, StartError> {
     CString::new(absolute.as_os_str().as_bytes()).map_err(|_| StartError::NoVmm(path))
 }
 
-fn memory_for_sandboxes(given: Option<u64>) -> Result<u64, StartError> {
+fn host_memory(flag: &'static str) -> Result<longship_probe::Memory, StartError> {
+    longship_probe::memory().ok_or(StartError::Capacity {
+        flag,
+        message: "/proc/meminfo does not say how much there is",
+    })
+}
+
+/// What is free now, without a part for templates and one for what VMMs need beside
+/// their guests' memory.
+fn memory_for_sandboxes(given: Option<u64>, templates: Option<u64>) -> Result<u64, StartError> {
     let memory = match given {
         Some(bytes) => bytes,
         None => {
-            let free = longship_probe::free_memory().ok_or(StartError::Capacity {
-                flag: "--memory",
-                message: "/proc/meminfo does not say how much is free",
-            })?;
-            free - free / 8
+            let free = host_memory("--memory")?.available;
+            (free - free / 8).saturating_sub(templates.unwrap_or(0))
         }
     };
     if memory == 0 {
@@ -282,6 +311,9 @@ mod tests {
             memory_bytes: Some(1 << 30),
             cpus: Some(1),
             parallel_starts: None,
+            templates: true,
+            template_memory: None,
+            warm_pool: 2,
         }
     }
 

@@ -4,7 +4,8 @@
 //! everything that the VMM needs and hands it descriptors; it watches the process,
 //! and when it has ended gives everything back. One task owns a sandbox from
 //! beginning to end ([`sandbox`]), the [`board`] shows what became of each, and
-//! [`sandboxes`] decides which call reaches which.
+//! [`sandboxes`] decides which call reaches which. Machines come from the [`warm_pool`],
+//! from a [`template`] or from a boot of their own ([`machines`]).
 
 mod board;
 mod cgroup;
@@ -14,6 +15,8 @@ mod generations;
 mod host;
 mod kernel_image;
 mod listen;
+mod machines;
+mod pressure;
 mod process;
 mod request;
 mod sandbox;
@@ -24,8 +27,11 @@ mod shape;
 mod stages;
 mod state;
 mod tail;
+mod template;
 mod timeline;
+mod usage;
 mod vmm;
+mod warm_pool;
 
 pub use host::{Config, Host, StartError};
 pub use listen::Listen;

@@ -31,12 +31,23 @@ struct Arguments {
     /// The cgroup (v2) in which each sandbox gets one of its own.
     #[arg(long, default_value = "/sys/fs/cgroup/longship")]
     cgroup: PathBuf,
-    /// Memory for sandboxes, in bytes; where it is not given, seven eighths of what is free now.
+    /// Memory for sandboxes, in bytes; where it is not given, seven eighths of what is free now,
+    /// without what templates may hold.
     #[arg(long)]
     memory: Option<u64>,
     /// CPUs for sandboxes; where it is not given, all.
     #[arg(long)]
     cpus: Option<u32>,
+    /// Boot every machine by itself instead of cloning it from a template.
+    #[arg(long)]
+    no_templates: bool,
+    /// Memory for templates and warm clones, in bytes; where it is not given, an eighth of
+    /// the host's.
+    #[arg(long, value_name = "BYTES")]
+    template_memory: Option<u64>,
+    /// Paused clones that wait for a sandbox, of each template that was asked for lately.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    warm_pool: usize,
     /// Sandboxes that may be at one stage of their start at once; where it is not given, one
     /// more than there are CPUs.
     #[arg(long, value_name = "N")]
@@ -72,6 +83,9 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         cgroup: arguments.cgroup,
         memory_bytes: arguments.memory,
         cpus: arguments.cpus,
+        templates: !arguments.no_templates,
+        template_memory: arguments.template_memory,
+        warm_pool: arguments.warm_pool,
         parallel_starts: arguments.parallel_starts,
     })?;
     // The agent is idle nearly always; more workers would only cost memory.

@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use nix::fcntl::{FcntlArg, OFlag};
+use nix::fcntl::FcntlArg;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -289,17 +289,19 @@ impl Process {
         }
         loop {
             let mut ready = self.pidfd.readable().await?;
-            let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
-            match waitid(Id::PIDFd(self.pidfd.get_ref().as_fd()), flags)? {
-                WaitStatus::Exited(_, code) => {
-                    return Ok(*self.ending.insert(Ending::Code(code)));
-                }
-                WaitStatus::Signaled(_, signal, _) => {
-                    return Ok(*self.ending.insert(Ending::Signal(signal as i32)));
-                }
-                _ => ready.clear_ready(),
+            match reap(self.pidfd.get_ref().as_fd())? {
+                Some(ending) => return Ok(*self.ending.insert(ending)),
+                None => ready.clear_ready(),
             }
         }
+    }
+
+    /// Whether it has ended; reaps it then.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        if self.ending.is_none() {
+            self.ending = reap(self.pidfd.get_ref().as_fd()).unwrap_or(None);
+        }
+        self.ending.is_some()
     }
 }
 
@@ -309,6 +311,16 @@ impl Drop for Process {
             let _ = kill_and_reap(self.pidfd.get_ref().as_fd());
         }
     }
+}
+
+/// How a child has ended, where it has.
+fn reap(pidfd: BorrowedFd<'_>) -> io::Result<Option<Ending>> {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
+    Ok(match waitid(Id::PIDFd(pidfd), flags)? {
+        WaitStatus::Exited(_, code) => Some(Ending::Code(code)),
+        WaitStatus::Signaled(_, signal, _) => Some(Ending::Signal(signal as i32)),
+        _ => None,
+    })
 }
 
 fn kill_and_reap(pidfd: BorrowedFd<'_>) -> io::Result<()> {
@@ -351,6 +363,8 @@ mod tests {
     use std::io::Read;
     use std::os::unix::net::UnixStream;
     use std::path::PathBuf;
+
+    use nix::fcntl::OFlag;
 
     use super::*;
 

@@ -11,11 +11,11 @@ use tokio::time::Instant;
 
 use crate::board::Board;
 use crate::cgroup::Share;
-use crate::host::Host;
+use crate::machines::Machines;
 use crate::request::{Device, Spec};
 use crate::state::{Event, State};
 use crate::timeline::Timeline;
-use crate::vmm::{Vmm, VmmError, VmmEvent, connect, sleep_until};
+use crate::vmm::{Vmm, VmmEvent, connect, sleep_until};
 
 /// How long a guest may boot with whatever CPU time is idle, before it is held to its
 /// own. A quarter of a CPU would make every boot four times as long.
@@ -47,7 +47,7 @@ pub(crate) enum Finished {
 /// One sandbox.
 #[derive(Debug)]
 pub(crate) struct SandboxTask {
-    host: Arc<Host>,
+    machines: Arc<Machines>,
     board: Arc<Board>,
     spec: Spec,
     state: State,
@@ -60,14 +60,14 @@ pub(crate) struct SandboxTask {
 }
 
 impl SandboxTask {
-    pub(crate) fn new(host: Arc<Host>, board: Arc<Board>, spec: Spec) -> Self {
+    pub(crate) fn new(machines: Arc<Machines>, board: Arc<Board>, spec: Spec) -> Self {
         let shown = Sandbox {
             id: spec.id.to_string(),
             generation: spec.generation,
             ..Sandbox::default()
         };
         Self {
-            host,
+            machines,
             board,
             spec,
             state: State::Preparing,
@@ -80,8 +80,27 @@ impl SandboxTask {
 
     /// Prepares it, then does as it is told until it is stopped.
     pub(crate) async fn run(mut self, commands: &mut mpsc::Receiver<Command>) -> Finished {
-        if let Err(failure) = self.prepare().await {
-            return Finished::Failed(failure);
+        let mut early = Vec::new();
+        let stopped = tokio::select! {
+            prepared = self.prepare() => match prepared {
+                Ok(()) => None,
+                Err(failure) => return Finished::Failed(failure),
+            },
+            // It may have to wait its turn; who stops it does not.
+            stopped = stop_among(commands, &mut early) => Some(stopped),
+        };
+        if let Some(stopped) = stopped {
+            let message = format!("sandbox {} was stopped while it was prepared", self.spec.id);
+            for command in early {
+                if let Command::Prepare(answer) = command {
+                    drop(answer.send(Err(Failure::conflict(message.clone()))));
+                }
+            }
+            self.stop().await;
+            return Finished::Stopped(stopped);
+        }
+        for command in early {
+            self.obey(command).await;
         }
         loop {
             let command = tokio::select! {
@@ -99,15 +118,11 @@ impl SandboxTask {
                 }
             };
             match command {
-                // Who asked may have gone; what was done stays done.
-                Some(Command::Prepare(answer)) => drop(answer.send(Ok(self.shown.clone()))),
-                Some(Command::Start(devices, answer)) => {
-                    drop(answer.send(self.start(devices).await));
-                }
                 Some(Command::Stop(answer)) => {
                     self.stop().await;
                     return Finished::Stopped(Some(answer));
                 }
+                Some(command) => self.obey(command).await,
                 None => {
                     self.stop().await;
                     return Finished::Stopped(None);
@@ -116,9 +131,23 @@ impl SandboxTask {
         }
     }
 
+    /// Does what leaves it in being.
+    async fn obey(&mut self, command: Command) {
+        match command {
+            // Who asked may have gone; what was done stays done.
+            Command::Prepare(answer) => drop(answer.send(Ok(self.shown.clone()))),
+            Command::Start(devices, answer) => drop(answer.send(self.start(devices).await)),
+            Command::Stop(_) => {}
+        }
+    }
+
     async fn prepare(&mut self) -> Result<(), Failure> {
         let mut timeline = Timeline::default();
-        match self.build(&mut timeline).await {
+        let share = Share::Sandbox(self.spec.cpu_millis);
+        let machines = Arc::clone(&self.machines);
+        let _busy = machines.busy();
+        let got = machines.get(self.spec.shape, share, &mut timeline).await;
+        match got {
             Ok(vmm) => {
                 self.shown.pid = vmm.pid();
                 self.shown.timeline = timeline.into_stages();
@@ -132,18 +161,6 @@ impl SandboxTask {
                 self.advance(Event::BuildFailed);
                 Err(error.into())
             }
-        }
-    }
-
-    async fn build(&self, timeline: &mut Timeline) -> Result<Vmm, VmmError> {
-        let share = Share::Sandbox(self.spec.cpu_millis);
-        let mut vmm = Vmm::launch(&self.host, self.spec.shape, share, timeline).await?;
-        match vmm
-            .create(&self.host, self.spec.shape, None, timeline)
-            .await
-        {
-            Ok(()) => Ok(vmm),
-            Err(error) => Err(vmm.end_with(error).await.0),
         }
     }
 
@@ -167,6 +184,8 @@ impl SandboxTask {
                 )));
             }
         }
+        let machines = Arc::clone(&self.machines);
+        let _busy = machines.busy();
         let mut timeline = Timeline::default();
         // Until a backend is connected to the machine, this can be tried again.
         let connected = timeline
@@ -255,6 +274,21 @@ impl SandboxTask {
         self.state = next;
         self.shown.state = next.shown().into();
         self.board.show(&self.spec.id, self.shown.clone());
+    }
+}
+
+/// Waits for a call that stops the sandbox, or for nobody being able to; puts all other
+/// commands aside. Cancel-safe.
+async fn stop_among(
+    commands: &mut mpsc::Receiver<Command>,
+    aside: &mut Vec<Command>,
+) -> Option<oneshot::Sender<()>> {
+    loop {
+        match commands.recv().await {
+            Some(Command::Stop(answer)) => return Some(answer),
+            Some(other) => aside.push(other),
+            None => return None,
+        }
     }
 }
 

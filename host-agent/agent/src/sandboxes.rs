@@ -5,14 +5,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use longship_framed::error::Failure;
-use longship_proto::agent::v1::{Sandbox, SandboxState};
+use longship_proto::agent::v1::{HostUsage, Sandbox, SandboxState, SandboxUsage};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::board::Board;
 use crate::generations::Generations;
 use crate::host::Host;
+use crate::machines::Machines;
 use crate::request::{Device, SandboxId, Spec};
 use crate::sandbox::{Command, Finished, SandboxTask};
+use crate::usage::{self, Subject};
 
 /// Commands that may wait for a sandbox; calls beyond wait to be taken in.
 const WAITING: usize = 8;
@@ -23,8 +25,11 @@ const STOP_PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub(crate) struct Sandboxes {
     host: Arc<Host>,
+    machines: Arc<Machines>,
     board: Arc<Board>,
     registry: Arc<Mutex<Registry>>,
+    /// Counting walks all page tables: one at a time.
+    counting: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -50,16 +55,24 @@ enum Admission {
 }
 
 impl Sandboxes {
+    /// Needs a tokio runtime.
     pub(crate) fn new(host: Host) -> Self {
+        let host = Arc::new(host);
         Self {
-            host: Arc::new(host),
+            machines: Machines::new(Arc::clone(&host)),
+            host,
             board: Arc::new(Board::new()),
             registry: Arc::default(),
+            counting: tokio::sync::Mutex::default(),
         }
     }
 
     pub(crate) fn host(&self) -> &Host {
         &self.host
+    }
+
+    pub(crate) fn machines(&self) -> &Machines {
+        &self.machines
     }
 
     pub(crate) fn board(&self) -> &Board {
@@ -133,6 +146,51 @@ impl Sandboxes {
         Ok(())
     }
 
+    /// What all of them cost the host now.
+    ///
+    /// # Errors
+    /// `Internal` where the agent is ending.
+    pub(crate) async fn usage(&self) -> Result<HostUsage, Failure> {
+        let _one = self.counting.lock().await;
+        let subjects = self.subjects();
+        let host = Arc::clone(&self.host);
+        let counted = tokio::task::spawn_blocking(move || {
+            let cgroups = host.cgroups.path();
+            let each = subjects
+                .iter()
+                .filter_map(|subject| usage::of_sandbox(subject, cgroups));
+            let sandboxes: Vec<SandboxUsage> = each.collect();
+            (sandboxes, usage::of_agent(), longship_probe::memory())
+        });
+        let (sandboxes, agent_bytes, memory) = counted
+            .await
+            .map_err(|error| Failure::internal(format!("count the usage: {error}")))?;
+        Ok(HostUsage {
+            sandboxes,
+            templates: self.machines.list().await,
+            agent_bytes,
+            available_bytes: memory.map_or(0, |memory| memory.available),
+            total_bytes: memory.map_or(0, |memory| memory.total),
+            warm_bytes: self.machines.warm_bytes(),
+        })
+    }
+
+    /// Those that have a process.
+    fn subjects(&self) -> Vec<Subject> {
+        let shown = self.board.all();
+        let registry = self.registry();
+        let subject = |sandbox: Sandbox| {
+            let id = SandboxId::parse(&sandbox.id).ok()?;
+            let shape = registry.live.get(&id)?.spec.shape;
+            (sandbox.pid != 0).then_some(Subject {
+                id: sandbox.id,
+                pid: sandbox.pid,
+                shape,
+            })
+        };
+        shown.into_iter().filter_map(subject).collect()
+    }
+
     /// Stops all of them, at the agent's end.
     pub(crate) async fn stop_all(&self) {
         let entries: Vec<Entry> = {
@@ -152,6 +210,7 @@ impl Sandboxes {
         if tokio::time::timeout(STOP_PATIENCE, all).await.is_err() {
             tracing::error!("not all sandboxes ended in time");
         }
+        self.machines.close().await;
         self.host.cgroups.remove_if_empty();
     }
 
@@ -189,7 +248,7 @@ impl Sandboxes {
         };
         registry.live.insert(spec.id.clone(), entry.clone());
         let task = SandboxTask::new(
-            Arc::clone(&self.host),
+            Arc::clone(&self.machines),
             Arc::clone(&self.board),
             spec.clone(),
         );

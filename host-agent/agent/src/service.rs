@@ -94,14 +94,16 @@ impl Agent for AgentService {
     }
 
     async fn get_usage(&self, _: Request<GetUsageRequest>) -> Result<Response<HostUsage>, Status> {
-        Err(Failure::unavailable("usage is not counted yet").into_status())
+        let usage = self.sandboxes.usage().await;
+        usage.map(Response::new).map_err(FailureExt::into_status)
     }
 
     async fn list_templates(
         &self,
         _: Request<ListTemplatesRequest>,
     ) -> Result<Response<ListTemplatesResponse>, Status> {
-        Ok(Response::new(ListTemplatesResponse::default()))
+        let templates = self.sandboxes.machines().list().await;
+        Ok(Response::new(ListTemplatesResponse { templates }))
     }
 
     type WatchSandboxesStream = Pin<Box<dyn Stream<Item = Result<Sandbox, Status>> + Send>>;

@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! Preparing ─▶ Prepared ─▶ Starting ─▶ Running
-//!     │            │           │          │
-//!     │            └───────────┴────┬─────┘
-//!     │                 ▼           ▼
-//!     │             Exited ───▶ Stopping ──▶ Gone
-//!     └──────────────────────────────────────▶
+//!     │ │          │           │          │
+//!     │ │          └───────────┴────┬─────┘
+//!     │ │               ▼           ▼
+//!     │ │           Exited ───▶ Stopping ──▶ Gone
+//!     │ └───────────────────────▶            ▲
+//!     └──────────────────────────────────────┘
 //! ```
 
 use longship_proto::agent::v1::SandboxState;
@@ -60,9 +61,10 @@ impl State {
             (Self::Prepared, Event::Start) => Some(Self::Starting),
             (Self::Starting, Event::Booted) => Some(Self::Running),
             (Self::Prepared | Self::Starting | Self::Running, Event::Ended) => Some(Self::Exited),
-            (Self::Prepared | Self::Starting | Self::Running | Self::Exited, Event::Stop) => {
-                Some(Self::Stopping)
-            }
+            (
+                Self::Preparing | Self::Prepared | Self::Starting | Self::Running | Self::Exited,
+                Event::Stop,
+            ) => Some(Self::Stopping),
             _ => None,
         }
     }

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 pub use cgroup::{CONTROLLERS, CgroupError, cgroup2_mount};
 pub use check::{Check, Verdict, usable};
 pub use kvm::{KvmError, REQUIRED_CAPABILITIES, open_kvm};
-pub use memory::free_memory;
+pub use memory::{Memory, free_memory, memory};
 pub use ring0::{NATIVE_RATE, Ring0Error, Ring0Speed, measure_ring0};
 
 /// What to look at.

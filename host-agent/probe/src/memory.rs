@@ -37,20 +37,39 @@ pub(crate) fn check_free_memory() -> Check {
     }
 }
 
+/// The host's memory, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// All that the kernel manages.
+    pub total: u64,
+    /// What can be had now without swapping.
+    pub available: u64,
+}
+
+/// The host's memory now; `None` where the kernel does not say.
+#[must_use]
+pub fn memory() -> Option<Memory> {
+    parse(&fs::read_to_string("/proc/meminfo").ok()?)
+}
+
 /// Memory that can be had now without swapping, in bytes; `None` where the kernel
 /// does not say.
 #[must_use]
 pub fn free_memory() -> Option<u64> {
-    available(&fs::read_to_string("/proc/meminfo").ok()?)
+    Some(memory()?.available)
 }
 
 /// The same, from the text of /proc/meminfo.
-fn available(meminfo: &str) -> Option<u64> {
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
+fn parse(meminfo: &str) -> Option<Memory> {
+    let bytes = |name: &str| {
+        let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
+        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        kib.checked_mul(1024)
+    };
+    Some(Memory {
+        total: bytes("MemTotal:")?,
+        available: bytes("MemAvailable:")?,
+    })
 }
 
 #[cfg(test)]
@@ -58,10 +77,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn available_memory_is_read_in_bytes() {
-        let text = "MemTotal:  100 kB\nMemAvailable:   24576 kB\n";
-        assert_eq!(available(text), Some(24 << 20));
-        assert_eq!(available("MemTotal: 1 kB\n"), None);
-        assert_eq!(available("MemAvailable: 99999999999999999999 kB\n"), None);
+    fn memory_is_read_in_bytes() {
+        let text = "MemTotal:  49152 kB\nMemAvailable:   24576 kB\n";
+        let expected = Memory {
+            total: 48 << 20,
+            available: 24 << 20,
+        };
+        assert_eq!(parse(text), Some(expected));
+        assert_eq!(parse("MemTotal: 1 kB\n"), None);
+        let absurd = "MemTotal: 1 kB\nMemAvailable: 99999999999999999999 kB\n";
+        assert_eq!(parse(absurd), None);
     }
 }

@@ -59,6 +59,7 @@ impl Vmm {
             console_end: Some(console_end),
             log,
             kill_at: None,
+            counted: None,
         })
     }
 }

@@ -21,6 +21,7 @@ use crate::cgroup::{Cgroup, Share};
 use crate::channel::{Channel, ChannelError};
 use crate::process::Process;
 use crate::tail::Tail;
+use crate::template::Counted;
 
 /// Between a VMM's word that it ends and its end; then it is killed.
 const END_PATIENCE: Duration = Duration::from_secs(2);
@@ -41,6 +42,8 @@ pub(crate) struct Vmm {
     log: Tail,
     /// Set once it has said that it ends.
     kill_at: Option<Instant>,
+    /// Where it is a template's clone in use.
+    counted: Option<Counted>,
 }
 
 /// What a VMM does by itself.
@@ -56,6 +59,21 @@ impl Vmm {
     /// Process id.
     pub(crate) fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// It is counted as a template's clone from now to its end.
+    pub(crate) fn count(&mut self, counted: Counted) {
+        self.counted = Some(counted);
+    }
+
+    /// Whether its process has ended.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.process.has_ended()
+    }
+
+    /// Memory that is charged to its cgroup, in bytes.
+    pub(crate) fn charged_bytes(&self) -> u64 {
+        self.cgroup.charged_bytes()
     }
 
     /// Gives it a share of CPU time against others.
