@@ -275,8 +275,11 @@ impl<D: Device> VhostUserBackendReqHandlerMut for FrontendState<D> {
         Ok(())
     }
 
+    /// BACKEND_REQ, a channel on which a backend could ask for translated addresses, is
+    /// never used; but QEMU wants it of whoever offers VIRTIO_F_ACCESS_PLATFORM.
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
         Ok(VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::BACKEND_REQ
             | VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::RESET_DEVICE)
