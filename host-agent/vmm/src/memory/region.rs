@@ -5,6 +5,9 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr;
 
+/// Bytes in a huge page.
+const HUGE_PAGE: u64 = 2 << 20;
+
 /// What stands behind addresses.
 pub(super) enum Backing<'a> {
     /// Private memory, all zero.
@@ -36,8 +39,53 @@ pub(super) struct Region {
 impl Region {
     /// Maps `bytes` of `backing` somewhere. None of it is resident or reserved.
     pub(super) fn map(bytes: u64, backing: &Backing<'_>) -> io::Result<Self> {
-        let start = mmap(0, bytes, backing, 0)?;
-        Ok(Self { start, bytes })
+        let region = Self {
+            start: mmap(0, bytes, backing, 0)?,
+            bytes,
+        };
+        match backing {
+            Backing::Anonymous if !region.start.is_multiple_of(HUGE_PAGE) => {
+                drop(region);
+                Self::map_aligned(bytes, backing)
+            }
+            _ => Ok(region),
+        }
+    }
+
+    /// As `map`, but at a multiple of [`HUGE_PAGE`]: guest-physical addresses are so
+    /// too, and KVM maps a huge page as one only where both are.
+    fn map_aligned(bytes: u64, backing: &Backing<'_>) -> io::Result<Self> {
+        let more = bytes.checked_add(HUGE_PAGE);
+        let more = more.ok_or(io::ErrorKind::InvalidInput)?;
+        let all = Self {
+            start: mmap(0, more, backing, 0)?,
+            bytes: more,
+        };
+        let region = Self {
+            start: all.start.next_multiple_of(HUGE_PAGE),
+            bytes,
+        };
+        let end = region.start + bytes;
+        // What is around it goes; the region itself stays.
+        for (start, end) in [(all.start, region.start), (end, all.start + more)] {
+            drop(Self {
+                start,
+                bytes: end - start,
+            });
+        }
+        std::mem::forget(all);
+        Ok(region)
+    }
+
+    /// Asks for huge pages, where the host has a choice. Not having them is no fault.
+    pub(super) fn prefer_huge_pages(&self) {
+        let (Ok(start), Ok(bytes)) = (usize::try_from(self.start), usize::try_from(self.bytes))
+        else {
+            return;
+        };
+        let start = ptr::with_exposed_provenance_mut(start);
+        // SAFETY: the range is mapped and ours; this changes no content.
+        unsafe { libc::madvise(start, bytes, libc::MADV_HUGEPAGE) };
     }
 
     /// The address of its first byte.
@@ -81,7 +129,8 @@ fn mmap(address: u64, bytes: u64, backing: &Backing<'_>, fixed: i32) -> io::Resu
 
 impl Drop for Region {
     fn drop(&mut self) {
-        let (Ok(start), Ok(bytes)) = (usize::try_from(self.start), usize::try_from(self.bytes))
+        let (Ok(start), Ok(bytes @ 1..)) =
+            (usize::try_from(self.start), usize::try_from(self.bytes))
         else {
             return;
         };

@@ -181,3 +181,118 @@ fn memory_that_is_unfit_is_refused_with_its_reason() {
             .starts_with("memory descriptor: it is not sealed against writing")
     );
 }
+
+/// KiB of the smaps of this process's mappings that begin in `ram`'s first piece.
+fn smaps(ram: &GuestRam, field: &str) -> u64 {
+    let first = ram.mappings()[0];
+    let mut inside = false;
+    let mut kib = 0;
+    for line in std::fs::read_to_string("/proc/self/smaps").unwrap().lines() {
+        let mut words = line.split_whitespace();
+        let key = words.next().unwrap();
+        if let Some((from, _)) = key.split_once('-') {
+            let from = u64::from_str_radix(from, 16).unwrap();
+            inside = (first.host..first.host + first.bytes).contains(&from);
+        } else if inside && key == field {
+            kib += words.next().unwrap().parse::<u64>().unwrap();
+        }
+    }
+    kib
+}
+
+#[test]
+fn what_is_given_back_is_no_longer_resident() {
+    let plan = dense(MIN_MEMORY);
+    let file = template(plan, |ram| ram.write(0x60_0000, b"template").unwrap());
+    let pages = vec![7; 4 << 20];
+    // Private memory of a cold machine and of a clone: anonymous pages go.
+    let machines = [
+        GuestRam::new(plan).unwrap(),
+        GuestRam::clone_of(plan, file).unwrap(),
+    ];
+    for ram in machines {
+        ram.write(0x40_0000, &pages).unwrap();
+        assert!(smaps(&ram, "Anonymous:") >= 4096);
+        assert_eq!(ram.give_back(0x40_0000, 3 * MIB).unwrap(), 3 * MIB);
+        assert_eq!(smaps(&ram, "Anonymous:"), 1024);
+        assert_ne!(read(&ram, 0x60_0000, 8), [7; 8]);
+        assert_eq!(read(&ram, 0x70_0000, 8), [7; 8], "the rest stays");
+    }
+    // Shared memory: blocks of the memfd go, on both sides of the hole.
+    let ram = GuestRam::new(RamPlan::direct(4 << 30)).unwrap();
+    for guest in [0x40_0000, (4 << 30) + 0x40_0000] {
+        ram.write(guest, &pages).unwrap();
+    }
+    let file = ram.file.as_ref().unwrap();
+    assert_eq!(resident(file), 8 * MIB);
+    ram.give_back((4 << 30) + 0x40_0000, 3 * MIB).unwrap();
+    ram.give_back(0x40_0000, PAGE).unwrap();
+    assert_eq!(resident(file), 5 * MIB - PAGE);
+    assert_eq!(read(&ram, 0x40_0000, 8), [0; 8]);
+    assert_eq!(read(&ram, 0x40_1000, 8), [7; 8]);
+}
+
+#[test]
+fn only_whole_pages_of_private_ram_are_given_back() {
+    let plan = dense(4 << 30);
+    let window = plan.window().unwrap();
+    let ram = GuestRam::new(plan).unwrap();
+    ram.write(window.start, b"in use").unwrap();
+    let refused = [
+        (0x1001, PAGE),
+        (0x1000, 1),
+        (window.start, PAGE),
+        (window.end - PAGE, PAGE),
+        (window.start - PAGE, 2 * PAGE),
+        (0, 3 << 30),
+        (3 << 30, PAGE),
+        ((3 << 30) - PAGE, 2 * PAGE),
+        ((4 << 30) + (1 << 30) - PAGE, 2 * PAGE),
+        (!(PAGE - 1), PAGE),
+        (PAGE, !(PAGE - 1)),
+    ];
+    for (guest, bytes) in refused {
+        let error = ram.give_back(guest, bytes).err();
+        assert!(
+            matches!(error, Some(MemoryError::GiveBack { .. })),
+            "{guest:#x} {bytes:#x}"
+        );
+    }
+    assert_eq!(read(&ram, window.start, 6), b"in use");
+    assert_eq!(ram.give_back(0x1000, 0).unwrap(), 0);
+    assert_eq!(ram.give_back(4 << 30, PAGE).unwrap(), PAGE);
+}
+
+#[test]
+fn pages_of_zeros_become_holes() {
+    for plan in [RamPlan::direct(4 << 30), dense(4 << 30)] {
+        let file = memfd(plan.bytes);
+        let ram = GuestRam::template(plan, file.try_clone().unwrap()).unwrap();
+        let zeros = vec![0; 1 << 20];
+        // Zeros but for one byte in the second page, the last of a chunk, the last of all.
+        ram.write(0x10_0000, &zeros).unwrap();
+        for guest in [0x10_1000, 0x10_FFFF, (4 << 30) + 0x7000] {
+            ram.write(guest, &[1]).unwrap();
+        }
+        ram.write((4 << 30) + 0x8000, &zeros).unwrap();
+        assert_eq!(resident(&file), 2 * MIB + PAGE);
+        let punched = ram.punch_zero_pages().unwrap();
+        assert_eq!(punched, 2 * MIB - 2 * PAGE);
+        assert_eq!(resident(&file), 3 * PAGE);
+        assert_eq!(read(&ram, 0x10_FFFE, 2), [0, 1]);
+        assert_eq!(read(&ram, (4 << 30) + 0x7000, 2), [1, 0]);
+        assert_eq!(ram.punch_zero_pages().unwrap(), 0);
+    }
+    let private = GuestRam::new(dense(MIN_MEMORY)).unwrap();
+    assert_eq!(private.punch_zero_pages().unwrap(), 0);
+}
+
+#[test]
+fn private_ram_is_aligned_for_huge_pages() {
+    for _ in 0..8 {
+        let ram = GuestRam::new(dense(MIN_MEMORY)).unwrap();
+        assert!(ram.mappings()[0].host.is_multiple_of(2 * MIB));
+        ram.write(MIN_MEMORY - 1, &[1]).unwrap();
+        std::mem::forget(Region::map(PAGE, &Backing::Anonymous).unwrap());
+    }
+}
