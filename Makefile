@@ -10,6 +10,11 @@ export CARGO_TERM_PROGRESS_WHEN := never
 # Memory of the virtual host, where there is no usable KVM; seconds it may take.
 testbed := --memory 4096 --timeout 1800
 on_kvm := hwtests/setup/on-kvm.sh
+triple := x86_64-unknown-linux-gnu
+# What runs once a pod is static and at a fixed place: nothing is relocated or linked
+# when it starts, and nearly all of its memory is shared by all pods.
+static := RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
+    cargo build --profile lean --target $(triple)
 
 .NOTPARALLEL:
 .PHONY: help setup build guest demo test lint unit e2e bench
@@ -22,8 +27,8 @@ setup: ## install what is missing on this machine (apt)
 
 build: setup ## all programs, into target/release
 	cargo build --release --workspace --exclude longship-vmm --exclude longship-init --exclude longship-e2e
-	cargo build --profile lean -p longship-vmm
-	ln -f target/lean/longship-vmm target/release/longship-vmm
+	$(static) -p longship-vmm
+	ln -f target/$(triple)/lean/longship-vmm target/release/longship-vmm
 
 guest: setup ## the guest's kernel and initramfs, into target/guest
 	guest/init/build.sh
