@@ -7,21 +7,42 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use longship_vhost_user::Server;
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::Semaphore;
 
+use crate::namespace::NamespaceThread;
 use crate::net::{Counters, NetDevice};
 use crate::vpc::Vpc;
 use crate::{EniError, EniProvider, EniSpec, EniStats};
 
+/// ENIs that are made at the same time, and that are given back. Both change the
+/// kernel's networks, which has one lock for them all: more threads would only wait
+/// for each other, and each costs memory.
+const MAKING: usize = 2;
+const RELEASING: usize = 8;
+
 /// Provides ENIs in emulation mode. Clones are the same provider; when the last
 /// is dropped, all ENIs are released.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct BridgeEnis {
     registry: Arc<Mutex<Registry>>,
+    making: Arc<Semaphore>,
+    releasing: Arc<Semaphore>,
+}
+
+impl Default for BridgeEnis {
+    fn default() -> Self {
+        Self {
+            registry: Arc::default(),
+            making: Arc::new(Semaphore::new(MAKING)),
+            releasing: Arc::new(Semaphore::new(RELEASING)),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
 struct Registry {
     enis: HashMap<String, Arc<Eni>>,
+    thread: Arc<NamespaceThread>,
     /// A VPC lives as long as an ENI holds it.
     vpcs: HashMap<String, Weak<Vpc>>,
 }
@@ -76,7 +97,7 @@ impl BridgeEnis {
             source,
         };
         // A socket stays in the namespace in which it was made.
-        let socket = blocking(move || found.run(TcpSocket::new_v4)).await?;
+        let socket = blocking(None, move || found.run(TcpSocket::new_v4)).await?;
         socket
             .map_err(failed)?
             .connect(to.into())
@@ -176,7 +197,10 @@ impl Registry {
             }
         }
         let in_use = self.enis.values().find(|eni| eni.spec.vpc == spec.vpc);
-        let vpc = in_use.map_or_else(|| Arc::new(Vpc::of(spec)), |eni| eni.vpc.clone());
+        let vpc = in_use.map_or_else(
+            || Arc::new(Vpc::of(spec, self.thread.clone())),
+            |eni| eni.vpc.clone(),
+        );
         self.vpcs.insert(spec.vpc.clone(), Arc::downgrade(&vpc));
         Ok(Arc::new(Eni {
             spec: spec.clone(),
@@ -221,12 +245,12 @@ impl Eni {
 impl EniProvider for BridgeEnis {
     async fn prepare(&self, spec: EniSpec) -> Result<(), EniError> {
         let this = self.clone();
-        blocking(move || this.prepare_now(&spec)).await
+        blocking(Some(&self.making), move || this.prepare_now(&spec)).await
     }
 
     async fn release(&self, id: &str) -> Result<(), EniError> {
         let (this, id) = (self.clone(), id.to_owned());
-        blocking(move || {
+        blocking(Some(&self.releasing), move || {
             this.release_now(&id);
             Ok(())
         })
@@ -245,10 +269,22 @@ fn conflict<T>(field: &'static str, message: String) -> Result<T, EniError> {
     Err(EniError::Conflict { field, message })
 }
 
-/// Runs what blocks on a thread for it. It ends even if the future is dropped.
+/// Runs what blocks on a thread for it, when its turn has come. Once begun, it ends
+/// even if the future is dropped.
 async fn blocking<T: Send + 'static>(
+    turns: Option<&Arc<Semaphore>>,
     work: impl FnOnce() -> Result<T, EniError> + Send + 'static,
 ) -> Result<T, EniError> {
-    let ran = tokio::task::spawn_blocking(work).await;
-    ran.map_err(|_| EniError::Stopping)?
+    let turn = match turns {
+        Some(turns) => {
+            let turn = turns.clone().acquire_owned().await;
+            Some(turn.map_err(|_| EniError::Stopping)?)
+        }
+        None => None,
+    };
+    let ran = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        work()
+    });
+    ran.await.map_err(|_| EniError::Stopping)?
 }

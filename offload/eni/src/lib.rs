@@ -21,6 +21,7 @@ mod link;
 mod mac;
 mod namespace;
 mod net;
+mod netlink;
 mod provider;
 mod spec;
 mod tap;

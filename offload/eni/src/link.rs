@@ -1,19 +1,19 @@
-//! Changes of network devices, over rtnetlink. Every function here acts on the
-//! namespace of the thread that calls it.
+//! Changes of network devices, in the namespace of the [`Netlink`] that is given.
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use nix::net::if_::if_nametoindex;
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{
     BridgePortState, InfoBridgePort, InfoPortData, LinkAttribute, LinkInfo, LinkMessage, State,
 };
-use rtnetlink::{Handle, LinkBridge, LinkUnspec};
-use tokio_stream::StreamExt;
+use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage};
+use rtnetlink::{AddressMessageBuilder, LinkBridge, LinkUnspec};
 
 use crate::MacAddress;
+use crate::netlink::Netlink;
 
 /// Packets that the kernel keeps for a guest that does not take them; what
 /// comes then is dropped.
@@ -33,74 +33,96 @@ pub(crate) struct LinkError {
     pub(crate) source: io::Error,
 }
 
-/// Brings the loopback device up.
-pub(crate) fn loopback_up() -> Result<(), LinkError> {
-    let index = index_of("lo")?;
-    talk("setting lo up", async |netlink: Handle| {
-        let up = LinkUnspec::new_with_index(index).up().build();
-        netlink.link().set(up).execute().await
-    })
+fn failed(doing: impl Into<String>) -> impl FnOnce(io::Error) -> LinkError {
+    let doing = doing.into();
+    move |source| LinkError { doing, source }
 }
 
-/// Creates a bridge that is up and has `address`. It neither speaks STP nor
-/// snoops on multicast, so a port forwards at once and it needs no timers.
+/// Brings the loopback device up.
+pub(crate) fn loopback_up(netlink: &mut Netlink) -> Result<(), LinkError> {
+    let up = LinkUnspec::new_with_name("lo").up().build();
+    let change = RouteNetlinkMessage::SetLink(up);
+    netlink.change(change, 0).map_err(failed("setting lo up"))
+}
+
+/// Creates a bridge that is up and has `address`; its index. It neither speaks STP
+/// nor snoops on multicast, so a port forwards at once and it needs no timers.
 pub(crate) fn create_bridge(
+    netlink: &mut Netlink,
     name: &str,
     mac: MacAddress,
     address: Ipv4Addr,
     prefix_length: u8,
-) -> Result<(), LinkError> {
-    talk(
-        format!("creating the bridge {name}"),
-        async |netlink: Handle| {
-            let bridge = LinkBridge::new(name)
-                .address(mac.octets().to_vec())
-                .mcast_snooping(false)
-                .build();
-            netlink.link().add(bridge).execute().await
-        },
-    )?;
-    let index = index_of(name)?;
+) -> Result<u32, LinkError> {
+    let bridge = LinkBridge::new(name)
+        .address(mac.octets().to_vec())
+        .mcast_snooping(false)
+        .up()
+        .build();
+    let new = RouteNetlinkMessage::NewLink(bridge);
+    let index = netlink
+        .change(new, NLM_F_CREATE | NLM_F_EXCL)
+        .and_then(|()| netlink.link(LinkUnspec::new_with_name(name).build()))
+        .map_err(failed(format!("creating the bridge {name}")))?
+        .header
+        .index;
+    let add = AddressMessageBuilder::<Ipv4Addr>::new()
+        .index(index)
+        .address(address, prefix_length)
+        .build();
+    let add = RouteNetlinkMessage::NewAddress(add);
     let doing = format!("giving {name} the address {address}/{prefix_length}");
-    talk(doing, async |netlink: Handle| {
-        let add = netlink.address().add(index, address.into(), prefix_length);
-        add.execute().await
-    })
+    let added = netlink.change(add, NLM_F_CREATE | NLM_F_EXCL);
+    added.map_err(failed(doing))?;
+    Ok(index)
 }
 
-/// Makes `tap` a port of `bridge` and brings it up. Frames pass when this returns.
-pub(crate) fn attach(tap: &str, bridge: &str, mtu: u16) -> Result<(), LinkError> {
-    let (index, controller) = (index_of(tap)?, index_of(bridge)?);
-    talk(
-        format!("attaching {tap} to {bridge}"),
-        async |netlink: Handle| {
-            let port = LinkUnspec::new_with_index(index)
-                .mtu(mtu.into())
-                .txqueuelen(TAP_QUEUE)
-                .controller(controller)
-                .up()
-                .build();
-            netlink.link().set(port).execute().await?;
-            // Until then the bridge drops what the TAP brings, or what goes to
-            // the gateway.
-            let deadline = Instant::now() + UP_LIMIT;
-            while !is_forwarding(&look_up(&netlink, index).await?)
-                || !is_up(&look_up(&netlink, controller).await?)
-            {
-                if Instant::now() > deadline {
-                    return Err(rtnetlink::Error::RequestFailed);
-                }
-                tokio::time::sleep(UP_POLL).await;
-            }
-            Ok(())
-        },
-    )
+/// Makes the TAP `tap` a port of `bridge`, both by their indices, and brings it up.
+/// Frames pass when this returns.
+pub(crate) fn attach(
+    netlink: &mut Netlink,
+    tap: u32,
+    bridge: u32,
+    mtu: u16,
+) -> Result<(), LinkError> {
+    // A TAP has a queue of its own, whose end drops frames and never holds any back,
+    // so another queue before it would always be empty: fq_codel, which some systems
+    // give every device, takes 70 KiB for that. A kernel without queueing disciplines
+    // has none to replace.
+    if let Err(e) = netlink.change(no_queue(tap), NLM_F_CREATE | NLM_F_REPLACE) {
+        tracing::debug!("leaving the TAP its queueing discipline: {e}");
+    }
+    let port = LinkUnspec::new_with_index(tap)
+        .mtu(mtu.into())
+        .txqueuelen(TAP_QUEUE)
+        .controller(bridge)
+        .up()
+        .build();
+    let attached = netlink.change(RouteNetlinkMessage::SetLink(port), 0);
+    attached
+        .and_then(|()| wait_until_up(netlink, tap, bridge))
+        .map_err(failed("attaching the TAP to the bridge"))
 }
 
-async fn look_up(netlink: &Handle, index: u32) -> Result<LinkMessage, rtnetlink::Error> {
-    let mut found = pin!(netlink.link().get().match_index(index).execute());
-    let first = found.next().await;
-    first.unwrap_or(Err(rtnetlink::Error::RequestFailed))
+/// Until then the bridge drops what the TAP brings, or what goes to the gateway.
+fn wait_until_up(netlink: &mut Netlink, tap: u32, bridge: u32) -> io::Result<()> {
+    let deadline = Instant::now() + UP_LIMIT;
+    let mut look = |index| netlink.link(LinkUnspec::new_with_index(index).build());
+    while !is_forwarding(&look(tap)?) || !is_up(&look(bridge)?) {
+        if Instant::now() > deadline {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        std::thread::sleep(UP_POLL);
+    }
+    Ok(())
+}
+
+/// That the device sends at once what it is given.
+fn no_queue(index: u32) -> RouteNetlinkMessage {
+    let mut message = TcMessage::with_index(i32::try_from(index).unwrap_or(0));
+    message.header.parent = TcHandle::ROOT;
+    message.attributes = vec![TcAttribute::Kind("noqueue".to_owned())];
+    RouteNetlinkMessage::NewQueueDiscipline(message)
 }
 
 fn is_up(link: &LinkMessage) -> bool {
@@ -122,40 +144,8 @@ fn is_forwarding(port: &LinkMessage) -> bool {
 }
 
 /// Removes a device.
-pub(crate) fn remove(name: &str) -> Result<(), LinkError> {
-    let index = index_of(name)?;
-    talk(format!("removing {name}"), async |netlink: Handle| {
-        netlink.link().del(index).execute().await
-    })
-}
-
-fn index_of(name: &str) -> Result<u32, LinkError> {
-    if_nametoindex(name).map_err(|e| LinkError {
-        doing: format!("looking for {name}"),
-        source: e.into(),
-    })
-}
-
-/// One exchange with the kernel, on a socket of this thread's namespace.
-fn talk(
-    doing: impl Into<String>,
-    exchange: impl AsyncFnOnce(Handle) -> Result<(), rtnetlink::Error>,
-) -> Result<(), LinkError> {
-    let done = || {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?
-            .block_on(async {
-                let (connection, netlink, _) = rtnetlink::new_connection()?;
-                tokio::spawn(connection);
-                exchange(netlink).await.map_err(|e| match e {
-                    rtnetlink::Error::NetlinkError(answer) => answer.to_io(),
-                    other => io::Error::other(other),
-                })
-            })
-    };
-    done().map_err(|source| LinkError {
-        doing: doing.into(),
-        source,
-    })
+pub(crate) fn remove(netlink: &mut Netlink, name: &str) -> Result<(), LinkError> {
+    let gone = RouteNetlinkMessage::DelLink(LinkUnspec::new_with_name(name).build());
+    let removed = netlink.change(gone, 0);
+    removed.map_err(failed(format!("removing {name}")))
 }

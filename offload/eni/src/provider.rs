@@ -12,8 +12,8 @@ pub trait EniProvider: Send + Sync {
     /// created is undone when a later step fails. Repeating the call with the
     /// same specification is harmless.
     ///
-    /// The work goes on when the future is dropped; [`EniProvider::release`]
-    /// ends it either way.
+    /// Work that has begun goes on when the future is dropped;
+    /// [`EniProvider::release`] ends it either way.
     ///
     /// # Errors
     /// [`EniError::Invalid`]; [`EniError::Conflict`] where an ENI of another

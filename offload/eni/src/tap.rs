@@ -5,6 +5,8 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
+use nix::net::if_::if_nametoindex;
+
 use crate::EniError;
 use crate::net::HEADER_LEN;
 
@@ -22,8 +24,9 @@ pub(crate) struct Tap {
 }
 
 impl Tap {
-    /// Creates the TAP `name` in the namespace of the calling thread.
-    pub(crate) fn create(name: &str) -> Result<Self, EniError> {
+    /// Creates the TAP `name` in the namespace of the calling thread; with its index
+    /// there.
+    pub(crate) fn create(name: &str) -> Result<(Self, u32), EniError> {
         let failed = |doing, source| EniError::Tap {
             name: name.to_owned(),
             doing,
@@ -50,7 +53,8 @@ impl Tap {
         let tap = Self { file };
         tap.set_offloads(Offloads::default())
             .map_err(|e| failed("setting its offloads", e))?;
-        Ok(tap)
+        let index = if_nametoindex(name).map_err(|e| failed("looking for it", e.into()))?;
+        Ok((tap, index))
     }
 
     /// Says what its reader can cope with; everything else the kernel does

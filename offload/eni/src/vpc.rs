@@ -2,11 +2,12 @@
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::link::{self, LinkError};
-use crate::namespace::Namespace;
+use crate::namespace::{Namespace, NamespaceThread};
+use crate::netlink::Netlink;
 use crate::tap::Tap;
 use crate::{EniError, EniSpec, MacAddress};
 
@@ -20,79 +21,105 @@ pub(crate) struct Vpc {
     gateway: Ipv4Addr,
     gateway_mac: MacAddress,
     prefix_length: u8,
+    /// Goes into namespaces for all VPCs.
+    thread: Arc<NamespaceThread>,
     /// Made when the first TAP needs it.
-    namespace: Mutex<Option<Arc<Namespace>>>,
+    network: Mutex<Option<Arc<Network>>>,
+}
+
+/// What there is of a VPC in the kernel.
+#[derive(Debug)]
+struct Network {
+    namespace: Namespace,
+    netlink: Mutex<Netlink>,
+    /// Index of the bridge.
+    bridge: u32,
+}
+
+impl Network {
+    fn netlink(&self) -> MutexGuard<'_, Netlink> {
+        self.netlink.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Vpc {
     /// The VPC of `spec`, of which nothing exists yet.
-    pub(crate) fn of(spec: &EniSpec) -> Self {
+    pub(crate) fn of(spec: &EniSpec, thread: Arc<NamespaceThread>) -> Self {
         Self {
             name: spec.vpc.clone(),
             gateway: spec.gateway,
             gateway_mac: spec.gateway_mac(),
             prefix_length: spec.prefix_length,
-            namespace: Mutex::new(None),
+            thread,
+            network: Mutex::new(None),
         }
     }
 
     /// Creates a TAP on the VPC's bridge, and the bridge first if it is not there.
     pub(crate) fn create_tap(&self, name: &str, mtu: u16) -> Result<Tap, EniError> {
-        self.enter(&*self.namespace()?, || {
-            let tap = Tap::create(name)?;
-            link::attach(name, BRIDGE, mtu).map_err(|e| self.refused(e))?;
-            Ok(tap)
-        })
+        let network = self.network()?;
+        let created = {
+            let name = name.to_owned();
+            self.enter(&network.namespace, move || Tap::create(&name))?
+        };
+        let (tap, index) = created?;
+        link::attach(&mut network.netlink(), index, network.bridge, mtu)
+            .map_err(|e| self.refused(e))?;
+        Ok(tap)
     }
 
     /// Removes a TAP whose descriptor somebody still has.
     pub(crate) fn remove_tap(&self, name: &str) -> Result<(), EniError> {
-        self.enter(&*self.namespace()?, || {
-            link::remove(name).map_err(|e| self.refused(e))
-        })
+        let network = self.network()?;
+        link::remove(&mut network.netlink(), name).map_err(|e| self.refused(e))
     }
 
     /// Runs `work` on a thread inside the VPC's namespace.
-    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, EniError> {
-        self.enter(&*self.namespace()?, || Ok(work()))
+    pub(crate) fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, EniError> {
+        self.enter(&self.network()?.namespace, work)
     }
 
     /// A descriptor of its namespace.
     pub(crate) fn descriptor(&self) -> Result<OwnedFd, EniError> {
-        use std::os::fd::AsFd;
-        let namespace = self.namespace()?;
-        let copy = namespace.as_fd().try_clone_to_owned();
+        let network = self.network()?;
+        let copy = network.namespace.as_fd().try_clone_to_owned();
         copy.map_err(|e| self.failed("copying its descriptor", e))
     }
 
-    fn namespace(&self) -> Result<Arc<Namespace>, EniError> {
-        let mut made = self
-            .namespace
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(namespace) = &*made {
-            return Ok(namespace.clone());
+    fn network(&self) -> Result<Arc<Network>, EniError> {
+        let mut made = self.network.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(network) = &*made {
+            return Ok(network.clone());
         }
-        let namespace = Namespace::create().map_err(|e| self.failed("creating it", e))?;
-        self.enter(&namespace, || {
-            configure_ip().map_err(|e| self.failed("configuring IP", e))?;
-            link::loopback_up()
-                .and_then(|()| {
-                    link::create_bridge(BRIDGE, self.gateway_mac, self.gateway, self.prefix_length)
-                })
-                .map_err(|e| self.refused(e))
-        })?;
+        let created = self.thread.create();
+        let namespace = created.map_err(|e| self.failed("creating it", e))?;
+        let netlink = self.enter(&namespace, || configure_ip().and_then(|()| Netlink::open()))?;
+        let mut netlink = netlink.map_err(|e| self.failed("configuring IP", e))?;
+        let bridge = link::loopback_up(&mut netlink)
+            .and_then(|()| {
+                let (mac, length) = (self.gateway_mac, self.prefix_length);
+                link::create_bridge(&mut netlink, BRIDGE, mac, self.gateway, length)
+            })
+            .map_err(|e| self.refused(e))?;
         tracing::debug!(vpc = self.name, gateway = %self.gateway, "VPC namespace created");
-        Ok(made.insert(Arc::new(namespace)).clone())
+        let network = Network {
+            namespace,
+            netlink: Mutex::new(netlink),
+            bridge,
+        };
+        Ok(made.insert(Arc::new(network)).clone())
     }
 
-    fn enter<T: Send>(
+    fn enter<T: Send + 'static>(
         &self,
         namespace: &Namespace,
-        work: impl FnOnce() -> Result<T, EniError> + Send,
+        work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, EniError> {
-        let ran = namespace.run(work);
-        ran.map_err(|e| self.failed("entering it", e))?
+        let ran = self.thread.run(namespace, work);
+        ran.map_err(|e| self.failed("entering it", e))
     }
 
     fn failed(&self, doing: &'static str, source: io::Error) -> EniError {
