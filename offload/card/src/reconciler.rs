@@ -61,8 +61,13 @@ impl Reconciler {
 
     fn pods(&self) -> MutexGuard<'_, Pods> {
         let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
-        while pods.tasks.try_join_next().is_some() {}
-        pods.known.retain(|_, entry| !entry.done.is_finished());
+        let mut ended = false;
+        while pods.tasks.try_join_next().is_some() {
+            ended = true;
+        }
+        if ended {
+            pods.known.retain(|_, entry| !entry.done.is_finished());
+        }
         pods
     }
 

@@ -1,13 +1,19 @@
 //! The status of each pod as the card sees it, and its way to the control plane:
 //! only the newest counts, so reports are merged while the link is busy or down.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use longship_proto::control::v1::{Phase, PodReport, PodStatus, Stage};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use longship_proto::now_us;
+
+/// How long news that nobody waits for may wait for more of the same pod: a start that
+/// goes well is one report then, not ten.
+const LINGER: Duration = Duration::from_millis(100);
 
 /// The newest report of each pod, and which of them have not been sent yet.
 #[derive(Debug, Default)]
@@ -19,7 +25,28 @@ pub(crate) struct Reports {
 #[derive(Debug, Default)]
 struct State {
     latest: HashMap<String, PodReport>,
-    unsent: Vec<String>,
+    /// To be sent now, the oldest first; each pod once.
+    queue: VecDeque<String>,
+    queued: HashSet<String>,
+    /// To be sent when the oldest of them has lingered.
+    lingering: HashSet<String>,
+    until: Option<Instant>,
+}
+
+impl State {
+    fn queue(&mut self, uid: String) {
+        self.lingering.remove(&uid);
+        if self.queued.insert(uid.clone()) {
+            self.queue.push_back(uid);
+        }
+    }
+
+    fn queue_lingering(&mut self) {
+        self.until = None;
+        for uid in std::mem::take(&mut self.lingering) {
+            self.queue(uid);
+        }
+    }
 }
 
 impl Reports {
@@ -27,21 +54,37 @@ impl Reports {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts the newest report of a pod in the place of an older one.
+    /// Puts the newest report of a pod in the place of an older one, to be sent at once.
     pub(crate) fn put(&self, report: PodReport) {
         let mut state = self.state();
-        if !state.unsent.contains(&report.uid) {
-            state.unsent.push(report.uid.clone());
-        }
+        state.queue(report.uid.clone());
         state.latest.insert(report.uid.clone(), report);
         drop(state);
         self.changed.notify_one();
     }
 
+    /// As [`Reports::put`], but it may wait a moment for more news of the pod.
+    pub(crate) fn put_soon(&self, report: PodReport) {
+        let mut state = self.state();
+        if !state.queued.contains(&report.uid) {
+            state.lingering.insert(report.uid.clone());
+        }
+        state.latest.insert(report.uid.clone(), report);
+        let first = state.until.is_none();
+        state.until.get_or_insert_with(|| Instant::now() + LINGER);
+        drop(state);
+        if first {
+            self.changed.notify_one();
+        }
+    }
+
     /// Everything is to be sent again: the link is new.
     pub(crate) fn resend(&self) {
         let mut state = self.state();
-        state.unsent = state.latest.keys().cloned().collect();
+        let all: Vec<String> = state.latest.keys().cloned().collect();
+        for uid in all {
+            state.queue(uid);
+        }
         drop(state);
         self.changed.notify_one();
     }
@@ -53,13 +96,21 @@ impl Reports {
             if let Some(report) = self.take() {
                 return report;
             }
-            self.changed.notified().await;
+            let until = self.state().until;
+            match until {
+                None => self.changed.notified().await,
+                Some(until) => tokio::select! {
+                    () = self.changed.notified() => {}
+                    () = tokio::time::sleep_until(until) => self.state().queue_lingering(),
+                },
+            }
         }
     }
 
     fn take(&self) -> Option<PodReport> {
         let mut state = self.state();
-        while let Some(uid) = state.unsent.pop() {
+        while let Some(uid) = state.queue.pop_front() {
+            state.queued.remove(&uid);
             let report = state.latest.get(&uid).cloned();
             if let Some(report) = report {
                 let phase = report.status.as_ref().map(PodStatus::phase);
@@ -100,13 +151,25 @@ impl StatusCell {
 
     /// Changes the status and reports it.
     pub(crate) fn update(&self, change: impl FnOnce(&mut PodStatus)) {
+        self.report(change, Reports::put);
+    }
+
+    /// Changes the status and reports it soon: for what is on its way to something
+    /// that somebody waits for.
+    pub(crate) fn update_soon(&self, change: impl FnOnce(&mut PodStatus)) {
+        self.report(change, Reports::put_soon);
+    }
+
+    fn report(&self, change: impl FnOnce(&mut PodStatus), put: impl FnOnce(&Reports, PodReport)) {
+        // Held to the end: the newest status is the last one put.
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut inner.1);
-        self.reports.put(PodReport {
+        let report = PodReport {
             uid: self.uid.clone(),
             generation: inner.0,
             status: Some(inner.1.clone()),
-        });
+        };
+        put(&self.reports, report);
     }
 
     /// The phase as it is now.
@@ -130,7 +193,7 @@ impl StatusCell {
 
     /// Adds measured steps; the timeline stays in order of their start.
     pub(crate) fn add_stages(&self, stages: impl IntoIterator<Item = Stage>) {
-        self.update(|status| {
+        self.update_soon(|status| {
             status.timeline.extend(stages);
             status.timeline.sort_by_key(|s| s.start_us);
         });
@@ -174,6 +237,38 @@ mod tests {
         reports.put(report("a", Phase::Running));
         assert_eq!(phase(&reports.next().await), Phase::Running);
         assert!(reports.take().is_none());
+    }
+
+    #[tokio::test]
+    async fn reports_are_sent_in_the_order_of_their_pods_news() {
+        let reports = Reports::default();
+        for uid in ["b", "a", "c", "a"] {
+            reports.put(report(uid, Phase::Running));
+        }
+        for uid in ["b", "a", "c"] {
+            assert_eq!(reports.next().await.uid, uid);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_steps_of_a_start_are_sent_with_its_end_or_after_a_moment() {
+        let reports = Arc::new(Reports::default());
+        let cell = StatusCell::new("a", 1, PodStatus::default(), reports.clone());
+        cell.update_soon(|s| s.set_phase(Phase::Preparing));
+        cell.add_stages([stage("card", "eni", 1, 2)]);
+        assert!(reports.take().is_none());
+        cell.update(|s| s.set_phase(Phase::Running));
+        let sent = reports.next().await;
+        assert_eq!(phase(&sent), Phase::Running);
+        assert_eq!(sent.status.unwrap().timeline.len(), 1);
+        assert!(reports.take().is_none());
+
+        let began = Instant::now();
+        cell.add_stages([stage("card", "output", 3, 4)]);
+        assert_eq!(reports.next().await.status.unwrap().timeline.len(), 2);
+        assert!(began.elapsed() >= LINGER);
+        let idle = tokio::time::timeout(2 * LINGER, reports.next()).await;
+        assert!(idle.is_err(), "there is nothing more to say");
     }
 
     #[tokio::test]

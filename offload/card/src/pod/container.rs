@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use longship_framed::guest::{ProcessExited, Start};
 use longship_proto::card::v1::Source;
-use longship_proto::control::v1::{ContainerState, ContainerStatus};
+use longship_proto::control::v1::{ContainerState, ContainerStatus, PodStatus};
 use longship_proto::{Class, Failure};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::watch;
@@ -65,11 +65,22 @@ impl Supervised {
     }
 
     fn update(&self, change: impl FnOnce(&mut ContainerStatus)) {
-        self.status.update(|status| {
+        self.status.update(self.of_container(change));
+    }
+
+    fn update_soon(&self, change: impl FnOnce(&mut ContainerStatus)) {
+        self.status.update_soon(self.of_container(change));
+    }
+
+    fn of_container(
+        &self,
+        change: impl FnOnce(&mut ContainerStatus),
+    ) -> impl FnOnce(&mut PodStatus) {
+        move |status| {
             if let Some(container) = status.containers.get_mut(self.index) {
                 change(container);
             }
-        });
+        }
     }
 
     /// Starts the container for the first time.
@@ -106,7 +117,7 @@ impl Supervised {
             })
             .await?;
         self.access.started(self.name(), process);
-        self.update(|c| {
+        self.update_soon(|c| {
             c.state = ContainerState::Running.into();
             c.image_digest.clone_from(&self.prepared.image.digest);
             c.started_us = now_us();

@@ -131,7 +131,7 @@ async fn run_to_end(
     desired: &mut watch::Receiver<Desired>,
     access: &Arc<PodAccess>,
 ) -> End {
-    status.update(|s| {
+    status.update_soon(|s| {
         s.phase = Phase::Preparing.into();
         s.containers = plan
             .containers
@@ -161,7 +161,7 @@ async fn run_to_end(
         _ = deleted(desired) => return End::Deleted,
         turn = own_turn(card, status) => turn,
     };
-    status.update(|s| s.phase = Phase::Starting.into());
+    status.update_soon(|s| s.phase = Phase::Starting.into());
     let booted = tokio::select! {
         _ = deleted(desired) => return End::Deleted,
         booted = boot(card, plan, status, &guest, devices) => booted,
