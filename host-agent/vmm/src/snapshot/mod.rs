@@ -10,6 +10,7 @@ mod compatible;
 mod format;
 mod platform;
 mod processor;
+mod time;
 mod window;
 
 use std::fs::File;
@@ -28,14 +29,11 @@ use crate::snapshot::format::{Reader, Writer};
 pub(crate) use crate::snapshot::platform::BoardState;
 use crate::snapshot::platform::PlatformState;
 use crate::snapshot::processor::ProcessorState;
+use crate::snapshot::time::TimeState;
 pub(crate) use crate::snapshot::window::is_unused as window_is_unused;
 
 /// The most processors of a machine.
 const MAX_PROCESSORS: u32 = 64;
-/// A clone's TSC may be slower or faster than the template's by one part in this many
-/// (250 ppm, KVM's own default) before its rate is to be changed.
-const TSC_TOLERANCE: u32 = 4000;
-
 const DIRECT: u64 = 0;
 
 /// Why a state cannot be saved or used.
@@ -102,9 +100,7 @@ pub(crate) struct MachineState {
     /// What the VMM itself plays.
     pub(crate) board: BoardState,
     platform: PlatformState,
-    /// Rate and value of the TSC.
-    tsc_khz: u32,
-    tsc: u64,
+    time: TimeState,
     processors: Vec<ProcessorState>,
 }
 
@@ -119,18 +115,11 @@ impl MachineState {
             .zip(&still.cpuid)
             .map(|(vcpu, cpuid)| ProcessorState::capture(vcpu, cpuid.clone(), &indices))
             .collect::<Result<Vec<_>, _>>()?;
-        // One value for all, not before what any of them has seen.
-        let (mut tsc, mut tsc_khz) = (0, 0);
-        for vcpu in vcpus {
-            tsc = processor::tsc(vcpu).map_err(failed("its TSC"))?.max(tsc);
-            tsc_khz = vcpu.get_tsc_khz().map_err(failed("its TSC's rate"))?;
-        }
         Ok(Self {
             ram: still.ram,
             board: BoardState::of(still.serial, still.pci),
             platform: PlatformState::capture(still.vm, still.with_pit)?,
-            tsc_khz,
-            tsc,
+            time: TimeState::capture(still.vm, vcpus)?,
             processors,
         })
     }
@@ -159,34 +148,12 @@ impl MachineState {
                 .map_err(failed("another processor"))?;
             vcpus.push(vcpu);
         }
-        if let Some(vcpu) = vcpus.first() {
-            self.check_tsc_rate(vcpu, &vcpus)?;
-        }
+        let tsc = self.time.apply(vm, &vcpus)?;
         for (id, (vcpu, state)) in vcpus.iter().zip(&self.processors).enumerate() {
-            state.apply(vcpu, id == 0, self.tsc)?;
+            state.apply(vcpu, id == 0, tsc)?;
         }
         self.platform.apply(vm)?;
         Ok(vcpus)
-    }
-
-    /// Makes the TSCs count as the template's did.
-    fn check_tsc_rate(&self, first: &VcpuFd, all: &[VcpuFd]) -> Result<(), SnapshotError> {
-        // A KVM that cannot tell cannot be told either.
-        let Ok(host) = first.get_tsc_khz() else {
-            return Ok(());
-        };
-        if host.abs_diff(self.tsc_khz) <= self.tsc_khz / TSC_TOLERANCE {
-            return Ok(());
-        }
-        for vcpu in all {
-            vcpu.set_tsc_khz(self.tsc_khz)
-                .map_err(|source| SnapshotError::TscRate {
-                    template: self.tsc_khz,
-                    host,
-                    source,
-                })?;
-        }
-        Ok(())
     }
 
     /// The state as a file.
@@ -200,8 +167,7 @@ impl MachineState {
         body.put(&window);
         self.board.write(&mut body);
         self.platform.write(&mut body);
-        body.put(&self.tsc);
-        body.put(&self.tsc_khz);
+        self.time.write(&mut body);
         body.put(&u32::try_from(self.processors.len()).unwrap_or(u32::MAX));
         for processor in &self.processors {
             processor.write(&mut body);
@@ -222,8 +188,7 @@ impl MachineState {
         ram.check()?;
         let board = BoardState::read(&mut body)?;
         let platform = PlatformState::read(&mut body)?;
-        let tsc = body.take("the TSC")?;
-        let tsc_khz = body.take("the TSC's rate")?;
+        let time = TimeState::read(&mut body)?;
         let count: u32 = body.take("the number of processors")?;
         if !(1..=MAX_PROCESSORS).contains(&count) {
             return Err(SnapshotError::Processors(count));
@@ -236,8 +201,7 @@ impl MachineState {
             ram,
             board,
             platform,
-            tsc_khz,
-            tsc,
+            time,
             processors,
         })
     }

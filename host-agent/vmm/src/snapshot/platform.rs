@@ -1,9 +1,8 @@
 //! What a machine has besides its processors and its RAM: interrupt controllers,
-//! timer, clock, and the registers of what the VMM itself plays.
+//! timer, and the registers of what the VMM itself plays.
 
 use kvm_bindings::{
-    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip,
-    kvm_pit_state2,
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_irqchip, kvm_pit_state2,
 };
 use kvm_ioctls::VmFd;
 use vm_superio::serial::SerialState;
@@ -24,8 +23,6 @@ pub(super) struct PlatformState {
     controllers: [kvm_irqchip; 3],
     /// In machines that have one.
     pit: Option<kvm_pit_state2>,
-    /// Nanoseconds of the guest's own clock.
-    clock: u64,
 }
 
 impl PlatformState {
@@ -42,7 +39,6 @@ impl PlatformState {
         Ok(Self {
             controllers,
             pit: pit.map_err(failed("its timer"))?,
-            clock: vm.get_clock().map_err(failed("its clock"))?.clock,
         })
     }
 
@@ -65,15 +61,7 @@ impl PlatformState {
         if let Some(pit) = &self.pit {
             vm.set_pit2(pit).map_err(failed("its timer"))?;
         }
-        // Without KVM_CLOCK_REALTIME the clock goes on where it stood: what has passed
-        // since is no time in which the guest could have missed anything, and a leap
-        // would let all of its timers expire at once. Its time of day is another matter:
-        // it asks for that.
-        vm.set_clock(&kvm_clock_data {
-            clock: self.clock,
-            ..kvm_clock_data::default()
-        })
-        .map_err(failed("its clock"))
+        Ok(())
     }
 
     /// One with a PIT.
@@ -82,7 +70,6 @@ impl PlatformState {
         Self {
             controllers: [kvm_irqchip::default(); 3],
             pit: Some(kvm_pit_state2::default()),
-            clock: 3,
         }
     }
 
@@ -92,7 +79,6 @@ impl PlatformState {
             to.put(controller);
         }
         to.put_all(self.pit.as_slice());
-        to.put(&self.clock);
     }
 
     /// Takes it from a body.
@@ -104,7 +90,6 @@ impl PlatformState {
         Ok(Self {
             controllers,
             pit: from.take_all("the timer", 1)?.pop(),
-            clock: from.take("the clock")?,
         })
     }
 }

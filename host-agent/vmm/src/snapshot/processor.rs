@@ -9,9 +9,10 @@ use kvm_ioctls::{Kvm, VcpuFd};
 
 use crate::snapshot::SnapshotError;
 use crate::snapshot::format::{FormatError, Reader, Writer};
+use crate::snapshot::time::Tsc;
 
 /// `IA32_TIME_STAMP_COUNTER`.
-const TSC: u32 = 0x10;
+pub(super) const TSC: u32 = 0x10;
 /// `IA32_TSC_DEADLINE`: an interrupt of the local APIC.
 const TSC_DEADLINE: u32 = 0x6E0;
 /// Read once only, when the guest has asked for it, and written by KVM to the
@@ -26,10 +27,6 @@ const APART: [u32; 5] = [TSC, TSC_DEADLINE, WALL_CLOCK, OLD_CLOCKS[0], OLD_CLOCK
 const MAX_MSRS: usize = 1024;
 /// The most that one call takes (`KVM_MAX_MSR_ENTRIES`).
 const MSRS_A_CALL: usize = 256;
-/// How far from every other value a TSC is set first: KVM takes values that are
-/// within a second of each other for one and the same.
-const FAR: u64 = 1 << 41;
-
 /// What is saved of a processor. It stands between two instructions.
 pub(super) struct ProcessorState {
     pub(super) cpuid: Vec<kvm_cpuid_entry2>,
@@ -86,8 +83,8 @@ impl ProcessorState {
         })
     }
 
-    /// Puts it into `vcpu`, which is new and one of `count`; all have the same TSC.
-    pub(super) fn apply(&self, vcpu: &VcpuFd, first: bool, tsc: u64) -> Result<(), SnapshotError> {
+    /// Puts it into `vcpu`, which is new, and the first of all or another one.
+    pub(super) fn apply(&self, vcpu: &VcpuFd, first: bool, tsc: Tsc) -> Result<(), SnapshotError> {
         let failed = |what| move |source| SnapshotError::Apply { what, source };
         let cpuid = CpuId::from_entries(&self.cpuid)
             .map_err(|_| failed("its CPUID")(kvm_ioctls::Error::new(libc::E2BIG)))?;
@@ -115,20 +112,14 @@ impl ProcessorState {
     }
 
     /// All MSRs by one call (as a rule), the TSC before the deadline that is counted with it.
-    fn apply_msrs(&self, vcpu: &VcpuFd, first: bool, tsc: u64) -> Result<(), SnapshotError> {
+    fn apply_msrs(&self, vcpu: &VcpuFd, first: bool, tsc: Tsc) -> Result<(), SnapshotError> {
         let entry = |index, data| kvm_msr_entry {
             index,
             data,
             ..kvm_msr_entry::default()
         };
         let mut entries = self.msrs.clone();
-        // A value near what the counter of a new VM has now would be ignored: old
-        // kernels take it for the same one. So the first processor goes far away and
-        // comes back; the others then join it.
-        if first {
-            entries.push(entry(TSC, tsc.wrapping_add(FAR)));
-        }
-        entries.push(entry(TSC, tsc));
+        entries.extend(tsc.values(first).map(|value| entry(TSC, value)));
         if self.deadline != 0 {
             entries.push(entry(TSC_DEADLINE, self.deadline));
         }
@@ -216,17 +207,11 @@ impl ProcessorState {
     }
 }
 
-/// The TSC of a processor that does not run.
-pub(super) fn tsc(vcpu: &VcpuFd) -> Result<u64, kvm_ioctls::Error> {
-    let found = read_msrs(vcpu, &[TSC])?;
-    found
-        .first()
-        .map(|entry| entry.data)
-        .ok_or_else(|| kvm_ioctls::Error::new(libc::ENOENT))
-}
-
 /// Reads those of `indices` that can be read: which ones these are depends on CPUID.
-fn read_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, kvm_ioctls::Error> {
+pub(super) fn read_msrs(
+    vcpu: &VcpuFd,
+    indices: &[u32],
+) -> Result<Vec<kvm_msr_entry>, kvm_ioctls::Error> {
     let mut found = Vec::new();
     let mut rest = indices;
     while !rest.is_empty() {

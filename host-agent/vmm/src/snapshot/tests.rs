@@ -22,8 +22,9 @@ fn state(processors: usize) -> MachineState {
     };
     board(&serial).write(&mut body);
     PlatformState::sample().write(&mut body);
-    body.put(&1_u64);
     body.put(&2_000_000_u32);
+    body.put(&1_u64);
+    body.put(&3_u64);
     body.put(&u32::try_from(processors).unwrap());
     for id in 0..processors {
         ProcessorState::sample(id as u64).write(&mut body);

@@ -139,7 +139,7 @@ pub fn script(text: &str) -> File {
 }
 
 /// An initramfs of executable files.
-fn initramfs(files: &[(&str, &[u8])]) -> File {
+pub fn initramfs(files: &[(&str, &[u8])]) -> File {
     let mut cpio = Vec::new();
     for (name, content) in files {
         entry(&mut cpio, name, 0o100_755, content);
