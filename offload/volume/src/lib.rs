@@ -7,8 +7,10 @@
 
 mod block;
 mod error;
+mod ext4;
 mod provider;
 mod scratch;
+mod sparse;
 
 pub use block::{BlockDevice, Disk, SERIAL_BYTES};
 pub use error::VolumeError;

@@ -135,6 +135,15 @@ impl VhostUserVolumes {
         }
     }
 
+    /// Gets ready for scratch disks of a size; blocks as long as `mkfs.ext4` takes. See
+    /// [`ScratchStore::format_ahead`].
+    ///
+    /// # Errors
+    /// [`VolumeError`].
+    pub fn format_ahead(&self, bytes: u64) -> Result<(), VolumeError> {
+        self.scratch.format_ahead(bytes)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -173,8 +182,7 @@ impl VhostUserVolumes {
     }
 
     fn holds_data(&self, spec: &VolumeSpec) -> Result<bool, VolumeError> {
-        Ok(matches!(spec.kind, VolumeKind::Scratch { .. })
-            && self.scratch.list()?.contains(&spec.id))
+        Ok(matches!(spec.kind, VolumeKind::Scratch { .. }) && self.scratch.contains(&spec.id)?)
     }
 }
 

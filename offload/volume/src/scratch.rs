@@ -1,25 +1,21 @@
-//! The pods' writable disks: sparse files with an empty ext4, copied from a
-//! template that is formatted once a size.
+//! The pods' writable disks: sparse files, copied from a template that is formatted
+//! once a size.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::fs;
+use std::io;
 use std::ops::RangeInclusive;
-use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
-use nix::errno::Errno;
-use nix::unistd::{Whence, lseek};
-
 use crate::error::VolumeError;
+use crate::ext4::{LAYOUT, format_ext4};
+use crate::sparse::copy_sparse;
 
 /// Sizes of a scratch disk in bytes; a multiple of [`BLOCK`].
 pub const SCRATCH_BYTES: RangeInclusive<u64> = (8 << 20)..=(1 << 44);
 
 /// Bytes of a file system block.
-const BLOCK: u64 = 4096;
+pub(crate) const BLOCK: u64 = 4096;
 
 /// Ending of a disk's file. What is being written has [`PARTIAL`] and is
 /// thrown away at the next start.
@@ -63,6 +59,17 @@ impl ScratchStore {
         Ok(store)
     }
 
+    /// Formats the template of a size ahead of the first disk, which would wait for
+    /// it: `mkfs.ext4` takes a hundred times longer than all the rest.
+    ///
+    /// # Errors
+    /// [`VolumeError::ScratchSize`], [`VolumeError::Store`], [`VolumeError::Format`].
+    pub fn format_ahead(&self, bytes: u64) -> Result<(), VolumeError> {
+        check_size(bytes)?;
+        let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.template(bytes).map(|_| ())
+    }
+
     /// The disk `id`, an empty ext4 of `bytes` where it did not exist yet.
     /// Blocks: the first of a size runs `mkfs.ext4`.
     ///
@@ -104,6 +111,15 @@ impl ScratchStore {
         }
     }
 
+    /// Whether there is a disk `id`.
+    ///
+    /// # Errors
+    /// [`VolumeError::Id`], [`VolumeError::Store`].
+    pub fn contains(&self, id: &str) -> Result<bool, VolumeError> {
+        let path = self.path(id)?;
+        fs::exists(&path).map_err(failed("looking at", &path))
+    }
+
     /// The ids of all disks, sorted.
     ///
     /// # Errors
@@ -128,7 +144,7 @@ impl ScratchStore {
     }
 
     fn template(&self, bytes: u64) -> Result<PathBuf, VolumeError> {
-        let path = self.templates.join(format!("{bytes}{DISK}"));
+        let path = self.templates.join(format!("{bytes}.{LAYOUT}{DISK}"));
         if !path.exists() {
             whole(&path, |partial| format_ext4(partial, bytes))?;
         }
@@ -160,7 +176,7 @@ pub(crate) fn check_size(bytes: u64) -> Result<(), VolumeError> {
     Err(VolumeError::ScratchSize { bytes, expected })
 }
 
-fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> VolumeError {
+pub(crate) fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> VolumeError {
     let path = path.to_owned();
     move |source| VolumeError::Store {
         doing,
@@ -183,92 +199,4 @@ fn whole(
         .inspect_err(|_| {
             let _ = fs::remove_file(&partial);
         })
-}
-
-fn create_private(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)
-}
-
-/// An empty ext4. The file reads as zeros, so the inode tables need no zeroing,
-/// neither now nor by the guest's kernel later.
-fn format_ext4(path: &Path, bytes: u64) -> Result<(), VolumeError> {
-    create_private(path)
-        .and_then(|file| file.set_len(bytes))
-        .map_err(failed("creating", path))?;
-    let output = Command::new("mkfs.ext4")
-        // Debian keeps it where an ordinary PATH does not look.
-        .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
-        .args([
-            "-q",
-            "-F",
-            "-b",
-            "4096",
-            "-m",
-            "0",
-            "-O",
-            "^has_journal,^resize_inode",
-        ])
-        .args([
-            "-E",
-            "nodiscard,lazy_itable_init=1,assume_storage_prezeroed=1,root_owner=0:0",
-        ])
-        .arg(path)
-        .output()
-        .map_err(failed("running mkfs.ext4 for", path))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(VolumeError::Format {
-        path: path.to_owned(),
-        message: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-    })
-}
-
-/// Copies a file and keeps its holes: by reference where the file system can
-/// (FICLONE), else only what is data.
-fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
-    let from = File::open(from)?;
-    let to = create_private(to)?;
-    if reflink(&from, &to) {
-        return Ok(());
-    }
-    let len = i64::try_from(from.metadata()?.len()).map_err(io::Error::other)?;
-    to.set_len(from.metadata()?.len())?;
-    let mut at = 0;
-    while at < len {
-        let start = match lseek(from.as_fd(), at, Whence::SeekData) {
-            Ok(start) => start,
-            Err(Errno::ENXIO) => break,
-            Err(e) => return Err(e.into()),
-        };
-        let end = lseek(from.as_fd(), start, Whence::SeekHole)?;
-        copy_range(&from, &to, start, end)?;
-        at = end;
-    }
-    Ok(())
-}
-
-fn reflink(from: &File, to: &File) -> bool {
-    // SAFETY: FICLONE takes a descriptor and touches no memory of ours; both
-    // descriptors are open.
-    unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONE, from.as_raw_fd()) == 0 }
-}
-
-/// The standard library copies in the kernel where that can (copy_file_range).
-fn copy_range(mut from: &File, mut to: &File, start: i64, end: i64) -> io::Result<()> {
-    let start = u64::try_from(start).map_err(io::Error::other)?;
-    let end = u64::try_from(end).map_err(io::Error::other)?;
-    from.seek(SeekFrom::Start(start))?;
-    to.seek(SeekFrom::Start(start))?;
-    let copied = io::copy(&mut from.take(end - start), &mut to)?;
-    if copied == end - start {
-        Ok(())
-    } else {
-        Err(io::ErrorKind::UnexpectedEof.into())
-    }
 }

@@ -27,6 +27,8 @@ echo "= sum $(sha256sum </dev/the-image)"
 mount -t erofs -o ro /dev/the-image /image && echo "= image $(cat /image/etc/motd)"
 dd if=/dev/zero of=/dev/the-image bs=512 count=1 2>/dev/null && echo "= image written to"
 mount -t ext4 /dev/the-scratch /scratch && echo "= scratch mounted"
+mkdir -p /scratch/a/upper /scratch/a/work /scratch/b/upper /scratch/b/work
+sync; echo "= idle"; sleep 1
 dd if=/dev/urandom of=/scratch/random bs=1M count=24 2>/dev/null
 echo hello >/scratch/hello
 sync
@@ -95,7 +97,14 @@ fn linux_behind_qemu_reads_the_image_and_uses_the_scratch_disk() {
         socket,
         network: false,
     });
-    let console = Machine::boot(&kernel, &initramfs, "", &devices).wait_for_end();
+    let mut machine = Machine::boot(&kernel, &initramfs, "", &devices);
+    // What a pod that writes nothing makes of its disk is the card's memory.
+    machine.wait_for("= idle");
+    let path = dir.path().join("scratch/disks/the-scratch.ext4");
+    let held = path.metadata().unwrap().blocks() * 512;
+    println!("the scratch disk of an idle pod: {held} bytes");
+    assert!(held <= 96 << 10, "{held} bytes");
+    let console = machine.wait_for_end();
 
     let said: Vec<&str> = console
         .iter()
@@ -122,7 +131,6 @@ fn linux_behind_qemu_reads_the_image_and_uses_the_scratch_disk() {
     );
 
     // What the guest left is on the disk, sound, and what it trimmed is not.
-    let path = dir.path().join("scratch/disks/the-scratch.ext4");
     run(Command::new("/usr/sbin/e2fsck").arg("-fn").arg(&path));
     let hello = run(Command::new("/usr/sbin/debugfs")
         .args(["-R", "cat /hello"])
