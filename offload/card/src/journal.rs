@@ -224,9 +224,13 @@ impl Journal {
     /// fail too (redb trusts its file no more), and only a new start helps.
     pub(crate) async fn failed(&self) -> String {
         let mut failed = self.failed.subscribe();
-        match failed.wait_for(Option::is_some).await.as_deref() {
-            Ok(Some(reason)) => reason.clone(),
-            _ => std::future::pending().await,
+        let reason = match failed.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone(),
+            Err(_) => None,
+        };
+        match reason {
+            Some(reason) => reason,
+            None => std::future::pending().await,
         }
     }
 
