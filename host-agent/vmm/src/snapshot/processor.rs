@@ -11,6 +11,8 @@ use crate::snapshot::SnapshotError;
 use crate::snapshot::format::{FormatError, Reader, Writer};
 use crate::snapshot::time::Tsc;
 
+/// The bit of a task segment's type that says that the task runs.
+const TASK_BUSY: u8 = 2;
 /// `IA32_TIME_STAMP_COUNTER`.
 pub(super) const TSC: u32 = 0x10;
 /// `IA32_TSC_DEADLINE`: an interrupt of the local APIC.
@@ -95,7 +97,7 @@ impl ProcessorState {
         // AMX, which it never asks for, not more than the 4096 of the structure.
         unsafe { vcpu.set_xsave(&self.xsave) }.map_err(failed("its vector registers"))?;
         // They contain the APIC's base, which its registers depend on.
-        vcpu.set_sregs(&self.special)
+        vcpu.set_sregs(&self.system_registers())
             .map_err(failed("its system registers"))?;
         vcpu.set_regs(&self.registers)
             .map_err(failed("its registers"))?;
@@ -109,6 +111,20 @@ impl ProcessorState {
         // The last: several of the calls above drop what is pending.
         vcpu.set_vcpu_events(&self.events)
             .map_err(failed("its pending events"))
+    }
+
+    /// The system registers as KVM wants them. AMD's virtualisation does not keep the
+    /// busy bit of the task segment, so KVM adds it when it is asked; given back, it
+    /// reaches the processor, of which some (QEMU's) find no I/O permissions in a
+    /// segment that is busy. Intel's cannot do without it.
+    fn system_registers(&self) -> kvm_sregs {
+        let mut special = self.special;
+        let vendor = self.cpuid.iter().find(|entry| entry.function == 0);
+        let vendor = vendor.map_or(0, |entry| entry.ebx).to_le_bytes();
+        if [*b"Auth", *b"Hygo"].contains(&vendor) {
+            special.tr.type_ &= !TASK_BUSY;
+        }
+        special
     }
 
     /// All MSRs by one call (as a rule), the TSC before the deadline that is counted with it.
