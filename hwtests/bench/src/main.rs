@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::document::{Document, Findings, SCHEMA};
 use crate::environment::Environment;
@@ -67,6 +68,11 @@ enum Benchmark {
 }
 
 fn main() -> ExitCode {
+    // Hundreds of pods take more descriptors than a shell is usually given; children
+    // inherit the limit. Where it cannot be raised, whoever runs out says so.
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
+    }
     match run(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

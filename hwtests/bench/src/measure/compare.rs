@@ -59,6 +59,7 @@ enum Contender {
 struct Samples {
     total: Vec<f64>,
     first_run: Vec<f64>,
+    exits: Vec<f64>,
     resident: Vec<f64>,
     anonymous: Vec<f64>,
     guest: Vec<f64>,
@@ -129,6 +130,8 @@ struct Bench {
 struct Start {
     total_ms: f64,
     first_run_ms: Option<f64>,
+    /// Exits to user space until then.
+    exits: Option<f64>,
     own: Own,
 }
 
@@ -166,11 +169,12 @@ impl Bench {
             first_byte("longship-vmm", &mut console)?;
             now_us()
         };
-        let first_run = vmm.first_run_us()?;
+        let stats = vmm.stats()?;
         std::thread::sleep(CALM);
         Ok(Start {
             total_ms: between(began, done),
-            first_run_ms: Some(between(began, first_run)),
+            first_run_ms: Some(between(began, stats.first_run_us)),
+            exits: Some(number(stats.exits)),
             own: own_memory(vmm.pid(), self.machine.memory_bytes())?,
         })
     }
@@ -185,6 +189,7 @@ impl Bench {
         Ok(Start {
             total_ms,
             first_run_ms: None,
+            exits: None,
             own: own_memory(qemu.pid(), self.machine.memory_bytes())?,
         })
     }
@@ -209,6 +214,7 @@ impl Samples {
         let mb = |bytes| number(bytes) / 1e6;
         self.total.push(start.total_ms);
         self.first_run.extend(start.first_run_ms);
+        self.exits.extend(start.exits);
         self.resident.push(mb(start.own.resident));
         self.anonymous.push(mb(start.own.anonymous));
         self.guest.push(mb(start.own.guest));
@@ -244,6 +250,12 @@ fn findings(contenders: Vec<(Contender, Samples)>, notes: Vec<String>) -> Findin
             unit,
             samples.first_run,
         );
+        let exits = Figure::of(
+            format!("compare.{id}.exits"),
+            format!("{name}: KVM exits to user space until init"),
+            "",
+            samples.exits,
+        );
         let memory = [
             ("rss", "RSS without guest RAM", samples.resident),
             (
@@ -259,7 +271,9 @@ fn findings(contenders: Vec<(Contender, Samples)>, notes: Vec<String>) -> Findin
         });
         let [rss, _, _] = &memory;
         sizes.extend(rss.iter().map(|figure| figure.spread(&name)));
-        findings.figures.extend(total.into_iter().chain(first_run));
+        findings
+            .figures
+            .extend(total.into_iter().chain(first_run).chain(exits));
         findings.figures.extend(memory.into_iter().flatten());
     }
     findings.charts = vec![

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use longship_framed::vmm::message::Message as Content;
 use longship_framed::vmm::request::Operation;
-use longship_framed::vmm::{Boot, Create, GetStats, Message, Reply, Request};
+use longship_framed::vmm::{Boot, Create, GetStats, Message, Reply, Request, Stats};
 use longship_framed::{read_frame, send_frame_with_fds};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::Signal;
@@ -111,13 +111,13 @@ impl Vmm {
         self.child.id()
     }
 
-    /// When the first vCPU entered the guest, microseconds since the Unix epoch.
+    /// What it has counted.
     ///
     /// # Errors
     /// That it does not answer.
-    pub(crate) fn first_run_us(&mut self) -> Result<i64, BenchError> {
+    pub(crate) fn stats(&mut self) -> Result<Stats, BenchError> {
         let reply = self.request("ask for statistics", Operation::Stats(GetStats {}), &[])?;
-        Ok(reply.stats.unwrap_or_default().first_run_us)
+        Ok(reply.stats.unwrap_or_default())
     }
 
     /// When the guest's init did its first act, microseconds since the Unix epoch;
