@@ -56,9 +56,6 @@ const BLOCK: &[u32] = &[
 /// Stream (whose absence means the same), seqpacket (virtio 1.2, 5.10.3).
 const VSOCK: &[u32] = &[0, 1];
 
-/// Descriptors in a queue, at most.
-const QUEUE_SIZE: u16 = 256;
-
 /// A type of device that can be attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DeviceType {
@@ -108,13 +105,15 @@ impl DeviceType {
 
     /// Largest size of each queue that the driver sees. Net: receive, transmit.
     /// Blk: requests. Vsock: receive, transmit, events.
+    ///
+    /// No larger than is of use: drivers have a buffer or a request ready for each
+    /// descriptor, in memory of the guest and in its DMA window, busy or idle.
     pub(crate) fn queue_sizes(self) -> Vec<u16> {
-        let count = match self {
-            Self::Net => 2,
-            Self::Block => 1,
-            Self::Vsock => 3,
-        };
-        vec![QUEUE_SIZE; count]
+        match self {
+            Self::Net => vec![128, 128],
+            Self::Block => vec![64],
+            Self::Vsock => vec![32, 64, 8],
+        }
     }
 
     /// Queues that a backend must serve. Of a vsock's, the last one tells of a
