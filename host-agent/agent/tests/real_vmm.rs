@@ -4,160 +4,28 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+mod real_agent;
+
 use std::time::Duration;
 
-use longship_proto::agent::v1::agent_client::AgentClient;
+use longship_proto::Class;
 use longship_proto::agent::v1::{
-    DeviceHandle, DeviceType, GetHostRequest, ListSandboxesRequest, PrepareSandboxRequest, Sandbox,
-    SandboxState, StartSandboxRequest, StopSandboxRequest, VhostUser, WatchSandboxesRequest,
-    device_handle::Handle,
+    DeviceHandle, DeviceType, GetHostRequest, ListSandboxesRequest, PrepareSandboxRequest,
+    SandboxState, VhostUser, WatchSandboxesRequest, device_handle::Handle,
 };
-use longship_proto::{Class, Failure, failure_of};
-use tonic::transport::{Channel, Endpoint};
+use real_agent::{Agent, Options, PATIENCE, exists, read, sandbox};
 
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// An agent of its own place, ended with the test.
-struct Agent {
-    process: Child,
-    folder: tempfile::TempDir,
-    cgroup: PathBuf,
-    client: AgentClient<Channel>,
-}
-
-impl Agent {
-    async fn start(name: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let cgroup = PathBuf::from(format!("/sys/fs/cgroup/longship-{name}"));
-        let process = spawn(folder.path(), &cgroup);
-        let client = connect(folder.path()).await;
-        Self {
-            process,
-            folder,
-            cgroup,
-            client,
-        }
+/// Machines that boot by themselves.
+fn cold() -> Options {
+    Options {
+        flags: vec!["--no-templates".to_owned()],
+        ..Options::default()
     }
-
-    /// Another agent in the place of one that was killed.
-    async fn restart(&mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
-        self.process = spawn(self.folder.path(), &self.cgroup);
-        self.client = connect(self.folder.path()).await;
-    }
-
-    async fn prepare(&mut self, request: PrepareSandboxRequest) -> Result<Sandbox, Failure> {
-        let answer = self.client.prepare_sandbox(request).await;
-        answer
-            .map(tonic::Response::into_inner)
-            .map_err(|status| failure_of(&status))
-    }
-
-    async fn start_sandbox(
-        &mut self,
-        id: &str,
-        devices: Vec<DeviceHandle>,
-    ) -> Result<Sandbox, Failure> {
-        let request = StartSandboxRequest {
-            id: id.into(),
-            generation: 1,
-            devices,
-        };
-        let answer = self.client.start_sandbox(request).await;
-        answer
-            .map(tonic::Response::into_inner)
-            .map_err(|status| failure_of(&status))
-    }
-
-    async fn stop(&mut self, id: &str, generation: u64) -> Result<(), Failure> {
-        let id = id.into();
-        let answer = self
-            .client
-            .stop_sandbox(StopSandboxRequest { id, generation })
-            .await;
-        answer.map(drop).map_err(|status| failure_of(&status))
-    }
-
-    fn cgroup_of(&self, sandbox: &Sandbox) -> PathBuf {
-        let lines = read(format!("/proc/{}/cgroup", sandbox.pid).into());
-        let path = lines.trim().strip_prefix("0::/").unwrap();
-        let cgroup = Path::new("/sys/fs/cgroup").join(path);
-        assert_eq!(cgroup.parent(), Some(self.cgroup.as_path()));
-        cgroup
-    }
-
-    fn signal(&self, signal: nix::sys::signal::Signal) {
-        let pid = nix::unistd::Pid::from_raw(self.process.id().try_into().unwrap());
-        nix::sys::signal::kill(pid, signal).unwrap();
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn spawn(folder: &Path, cgroup: &Path) -> Child {
-    let agent = PathBuf::from(env!("CARGO_BIN_EXE_longship-agent"));
-    let guest = agent.parent().unwrap().join("../guest");
-    Command::new(&agent)
-        .arg("--listen")
-        .arg(format!("unix:{}", folder.join("agent.sock").display()))
-        .arg("--runtime-dir")
-        .arg(folder.join("run"))
-        .arg("--kernel")
-        .arg(guest.join("vmlinux"))
-        .arg("--initramfs")
-        .arg(guest.join("initramfs.cpio"))
-        .arg("--cgroup")
-        .arg(cgroup)
-        .spawn()
-        .unwrap()
-}
-
-async fn connect(folder: &Path) -> AgentClient<Channel> {
-    let address = format!("unix:{}", folder.join("agent.sock").display());
-    let give_up = tokio::time::Instant::now() + PATIENCE;
-    loop {
-        let endpoint = Endpoint::from_shared(address.clone()).unwrap();
-        if let Ok(channel) = endpoint.connect().await {
-            return AgentClient::new(channel);
-        }
-        assert!(
-            tokio::time::Instant::now() < give_up,
-            "the agent does not answer"
-        );
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-fn sandbox(id: &str, generation: u64) -> PrepareSandboxRequest {
-    PrepareSandboxRequest {
-        id: id.into(),
-        generation,
-        vcpus: 1,
-        memory_bytes: 128 << 20,
-        cpu_millis: 500,
-        profile: 0,
-    }
-}
-
-fn exists(pid: u32) -> bool {
-    Path::new(&format!("/proc/{pid}")).exists()
-}
-
-fn read(path: PathBuf) -> String {
-    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"))
 }
 
 #[tokio::test]
 async fn a_sandbox_lives_in_its_cgroup_and_leaves_nothing() {
-    let mut agent = Agent::start("life").await;
+    let mut agent = Agent::start("life", cold()).await;
     let host = agent
         .client
         .get_host(GetHostRequest {})
@@ -241,7 +109,7 @@ async fn a_sandbox_lives_in_its_cgroup_and_leaves_nothing() {
 
 #[tokio::test]
 async fn a_guest_boots_and_a_vmm_that_dies_is_noticed_with_its_reason() {
-    let mut agent = Agent::start("exit").await;
+    let mut agent = Agent::start("exit", cold()).await;
     let watch = agent.client.watch_sandboxes(WatchSandboxesRequest {}).await;
     let mut watch = watch.unwrap().into_inner();
     let pid = agent.prepare(sandbox("pod", 1)).await.unwrap().pid;
@@ -302,7 +170,7 @@ async fn a_guest_boots_and_a_vmm_that_dies_is_noticed_with_its_reason() {
 
 #[tokio::test]
 async fn the_next_agent_ends_what_a_killed_one_left() {
-    let mut agent = Agent::start("sweep").await;
+    let mut agent = Agent::start("sweep", cold()).await;
     let left = agent.prepare(sandbox("left", 1)).await.unwrap();
     let (pid, cgroup) = (left.pid, agent.cgroup_of(&left));
     agent.restart().await;
