@@ -102,3 +102,72 @@ fn sum_up(
     usage.kernel_bytes = kernel.other_kernel();
     usage
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shape::Profile;
+
+    const KIB: u64 = 1024;
+    // Of VMMs that served a sandbox, without the lines that are not looked at.
+    const CLONE: &str = include_str!("testdata/clone.smaps");
+    const COLD: &str = include_str!("testdata/cold.smaps");
+    const STAT: &str = include_str!("testdata/memory.stat");
+
+    fn count(
+        smaps: &str,
+        profile: Profile,
+        blocks: impl Fn(&Mapping<'_>) -> Option<u64>,
+    ) -> SandboxUsage {
+        let subject = Subject {
+            id: "pod".into(),
+            pid: 7,
+            shape: Shape {
+                vcpus: 1,
+                memory_bytes: 128 << 20,
+                profile,
+            },
+        };
+        sum_up(&subject, smaps, STAT, blocks)
+    }
+
+    #[test]
+    fn a_clones_own_pages_are_told_from_the_templates() {
+        let usage = count(CLONE, Profile::Dense, |_| Some(300 * KIB));
+        assert_eq!(usage.guest_bytes, 28 * KIB);
+        assert_eq!(usage.shared_bytes, 4 * KIB);
+        assert_eq!(usage.window_bytes, 300 * KIB);
+        // Data, heap, stacks.
+        assert_eq!(usage.vmm_bytes, (8 + 12 + 12 + 68 + 4 + 8 + 40) * KIB);
+        assert_eq!(usage.page_table_bytes, 106_496 + 28_672);
+        assert_eq!(usage.kernel_bytes, 585_728 - 106_496 - 28_672);
+        assert_eq!(usage.profile, wire_profile(Profile::Dense));
+    }
+
+    #[test]
+    fn ram_without_a_name_is_known_by_the_window_in_it() {
+        let usage = count(COLD, Profile::Dense, |_| None);
+        assert_eq!(usage.guest_bytes, 26_624 * KIB);
+        assert_eq!(usage.window_bytes, 2516 * KIB);
+        assert_eq!(usage.vmm_bytes, (8 + 12 + 12 + 84 + 4 + 8 + 32) * KIB);
+        assert_eq!(usage.shared_bytes, 0);
+    }
+
+    #[test]
+    fn what_backends_touch_of_shared_ram_counts_once() {
+        let smaps = "\
+            7f0000000000-7f0008000000 rw-s 00000000 00:01 9   /memfd:guest-ram (deleted)\n\
+            Rss:     100 kB\nAnonymous:    0 kB\n\
+            7f1000000000-7f1008000000 rw-s 08000000 00:01 9   /memfd:guest-ram (deleted)\n\
+            Rss:      50 kB\nAnonymous:    0 kB\n";
+        let whole_file = count(smaps, Profile::Direct, |_| Some(400 * KIB));
+        assert_eq!(whole_file.guest_bytes, 400 * KIB);
+        let unknown = count(smaps, Profile::Direct, |_| None);
+        assert_eq!(unknown.guest_bytes, 150 * KIB);
+        assert_eq!((unknown.vmm_bytes, unknown.window_bytes), (0, 0));
+    }
+
+    fn wire_profile(profile: Profile) -> i32 {
+        profile.to_wire().into()
+    }
+}
