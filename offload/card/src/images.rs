@@ -32,17 +32,14 @@ pub(crate) type Refusal = (&'static str, Failure);
 
 impl Images {
     /// The images of `store`; what references stand for is kept in `journal`.
-    ///
-    /// # Errors
-    /// Where the journal cannot be read.
-    pub(crate) fn new(store: ImageStore, journal: Arc<Journal>) -> Result<Self, Failure> {
-        let known = journal.references()?;
+    pub(crate) fn new(store: ImageStore, journal: Arc<Journal>) -> Self {
+        let known = journal.references();
         let known = known.into_iter().map(|(r, d)| (r, Known::Digest(d)));
-        Ok(Self {
+        Self {
             store,
             known: Mutex::new(known.collect()),
             journal,
-        })
+        }
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<String, Known>> {

@@ -39,11 +39,8 @@ struct Entry {
 impl Reconciler {
     /// A card that runs nothing yet. What a former card left behind is released
     /// before this returns: its backends died with it.
-    ///
-    /// # Errors
-    /// Where the journal cannot be read.
-    pub(crate) async fn begin(card: Arc<Card>) -> Result<Self, Failure> {
-        let held = card.journal.held()?;
+    pub(crate) async fn begin(card: Arc<Card>) -> Self {
+        let held = card.journal.held();
         let mut left: Vec<String> = held.into_iter().map(|h| h.pod_uid).collect();
         left.dedup();
         let mut releases = JoinSet::new();
@@ -53,10 +50,10 @@ impl Reconciler {
             releases.spawn(async move { release_held(&card, &pod_uid).await });
         }
         releases.join_all().await;
-        Ok(Self {
+        Self {
             card,
             pods: Mutex::default(),
-        })
+        }
     }
 
     fn pods(&self) -> MutexGuard<'_, Pods> {

@@ -124,7 +124,7 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
     let host = agent.host(AGENT_PATIENCE).await?;
     let card = Arc::new(open(&config, agent, Turns::new(host.cpus))?);
 
-    let reconciler = Arc::new(Reconciler::begin(card.clone()).await?);
+    let reconciler = Arc::new(Reconciler::begin(card.clone()).await);
     let (token_key, key) = watch::channel(None);
     let bound = listener
         .local_addr()
@@ -188,10 +188,10 @@ fn open(config: &Config, agent: AgentLink, turns: Turns) -> Result<Card, StartEr
         insecure_registries: config.insecure_registries.clone(),
     });
     let scratch = ScratchStore::open(config.state.join("scratch"));
-    let journal = Journal::open(&config.state.join("journal.redb")).map_err(|e| state(&e))?;
+    let journal = Journal::open(&config.state.join("journal")).map_err(|e| state(&e))?;
     let journal = Arc::new(journal);
     Ok(Card {
-        images: Images::new(images.map_err(|e| state(&e))?, journal.clone())?,
+        images: Images::new(images.map_err(|e| state(&e))?, journal.clone()),
         volumes: Arc::new(VhostUserVolumes::new(scratch.map_err(|e| state(&e))?)),
         enis: BridgeEnis::new(),
         agent,

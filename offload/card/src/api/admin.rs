@@ -139,12 +139,7 @@ impl CardAdmin for Admin {
         &self,
         _: Request<ListHeldRequest>,
     ) -> Result<Response<ListHeldResponse>, Status> {
-        let held = self
-            .card
-            .journal
-            .held()
-            .map_err(|e| Failure::from(e).into_status())?;
-        let held = held.into_iter().map(|item| Held {
+        let held = self.card.journal.held().into_iter().map(|item| Held {
             pod_uid: item.pod_uid,
             kind: item.kind,
             name: item.name,

@@ -32,7 +32,7 @@ pub(crate) async fn release_held(card: &Card, pod_uid: &str) {
 }
 
 async fn attempt(card: &Card, pod_uid: &str) -> Result<(), Failure> {
-    let mut held = card.journal.held_for(pod_uid)?;
+    let mut held = card.journal.held_for(pod_uid);
     held.sort_by_key(|h| h.kind != "sandbox");
     for item in &held {
         match item.kind.as_str() {
