@@ -68,12 +68,27 @@ pub(crate) struct Up {
     /// The cgroup for sandboxes.
     #[arg(long, default_value = "/sys/fs/cgroup/longship")]
     cgroup: PathBuf,
-    /// Memory for pods in bytes; where it is not given, seven eighths of what is free.
-    #[arg(long)]
+    /// Memory that pods may be promised, in bytes; where it is not given, seven eighths of
+    /// what is free. It may be more than there is: a pod is promised its flavor's memory and
+    /// takes what it touches, which for many idle pods is little. Where they come to use
+    /// what they were promised, the host runs out of memory and ends some; `longship top`
+    /// shows what is left.
+    #[arg(long, value_name = "BYTES")]
     memory: Option<u64>,
-    /// CPUs for pods; where it is not given, all.
-    #[arg(long)]
+    /// CPUs that pods may be promised; where it is not given, all. It may be more than there
+    /// are: pods then share them.
+    #[arg(long, value_name = "N")]
     cpus: Option<u32>,
+    /// The most pods at once; where it is not given, the card's default.
+    #[arg(long, value_name = "N")]
+    max_pods: Option<u32>,
+    /// Paused clones that wait for a pod, of each template; where it is not given, the
+    /// agent's default.
+    #[arg(long, value_name = "N")]
+    warm_pool: Option<u32>,
+    /// Boot every pod's machine by itself instead of cloning it from a template.
+    #[arg(long)]
+    no_templates: bool,
 }
 
 /// Everything that was decided before the first daemon starts.
@@ -143,6 +158,13 @@ impl Up {
             agent.flag("--cpus", cpus.to_string());
         }
 
+        if let Some(clones) = self.warm_pool {
+            agent.flag("--warm-pool", clones.to_string());
+        }
+        if self.no_templates {
+            agent.switch("--no-templates");
+        }
+
         let mut card = Daemon::new("longship-card", folder)?;
         card.flag("--control", format!("http://{}", self.listen));
         card.flag("--agent", &agent_address);
@@ -155,6 +177,9 @@ impl Up {
         card.flag("--zone", &self.zone);
         for registry in &self.insecure_registry {
             card.flag("--insecure-registry", registry);
+        }
+        if let Some(pods) = self.max_pods {
+            card.flag("--max-pods", pods.to_string());
         }
         if let Some(bytes) = self.max_image_bytes {
             card.flag("--max-image-bytes", bytes.to_string());

@@ -50,6 +50,10 @@ impl Daemon {
         })
     }
 
+    pub(crate) fn switch(&mut self, flag: &str) {
+        self.arguments.push(flag.into());
+    }
+
     pub(crate) fn flag(&mut self, flag: &str, value: impl Into<OsString>) {
         self.arguments.push(flag.into());
         self.arguments.push(value.into());
