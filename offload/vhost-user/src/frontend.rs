@@ -13,7 +13,7 @@ use vhost::vhost_user::message::{
     VhostUserVringAddrFlags, VhostUserVringState,
 };
 use vhost::vhost_user::{
-    Error as VhostUserError, GpuBackend, Result, VhostUserBackendReqHandlerMut,
+    Backend, Error as VhostUserError, GpuBackend, Result, VhostUserBackendReqHandlerMut,
 };
 use virtio_bindings::bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1};
 use virtio_bindings::bindings::virtio_ring::{
@@ -40,6 +40,8 @@ pub(crate) struct FrontendState<D> {
     pub(crate) memory: SharedMemory,
     regions: Vec<Region>,
     features: u64,
+    /// A channel for requests of ours, of which there are none.
+    requests: Option<Backend>,
 }
 
 impl<D: Device> FrontendState<D> {
@@ -53,6 +55,7 @@ impl<D: Device> FrontendState<D> {
             memory: SharedMemory::new(),
             regions: Vec::new(),
             features: 0,
+            requests: None,
         })
     }
 
@@ -66,6 +69,7 @@ impl<D: Device> FrontendState<D> {
         self.memory = SharedMemory::new();
         self.regions.clear();
         self.features = 0;
+        self.requests = None;
         self.device.reset();
     }
 
@@ -313,6 +317,11 @@ impl<D: Device> VhostUserBackendReqHandlerMut for FrontendState<D> {
 
     fn set_config(&mut self, _: u32, _: &[u8], _: VhostUserConfigFlags) -> Result<()> {
         unsupported("the configuration space is read-only")
+    }
+
+    /// Kept, as its end would tell the frontend that something is wrong.
+    fn set_backend_req_fd(&mut self, channel: Backend) {
+        self.requests = Some(channel);
     }
 
     fn set_gpu_socket(&mut self, _: GpuBackend) -> Result<()> {

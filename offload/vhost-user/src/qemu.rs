@@ -37,6 +37,19 @@ pub struct Frontend<'a> {
     pub network: bool,
 }
 
+/// How the guest's drivers give memory to the devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dma {
+    /// Any of theirs, at its guest-physical address.
+    Direct,
+    /// As the platform has it (VIRTIO_F_ACCESS_PLATFORM): our guest kernel keeps to
+    /// [`DMA_WINDOW`]. QEMU shares all memory with a backend nevertheless.
+    Platform,
+}
+
+/// The window of [`Dma::Platform`]: 4 MiB that are RAM on this machine.
+pub const DMA_WINDOW: &str = "4194304@0xf000000";
+
 /// The guest kernel: `$LONGSHIP_KERNEL`, or what `guest/kernel/build.sh` of the
 /// project at `root` builds or has built.
 pub fn kernel(root: &Path) -> PathBuf {
@@ -84,8 +97,21 @@ pub fn busybox_initramfs(dir: &Path, init: &str) -> PathBuf {
 impl Machine {
     /// Boots `kernel` with `initramfs` and `devices`, and `words` for the guest
     /// on the kernel's command line.
-    pub fn boot(kernel: &Path, initramfs: &Path, words: &str, devices: &[Frontend<'_>]) -> Self {
+    pub fn boot(
+        kernel: &Path,
+        initramfs: &Path,
+        words: &str,
+        dma: Dma,
+        devices: &[Frontend<'_>],
+    ) -> Self {
         assert!(kernel.is_file(), "no kernel at {}", kernel.display());
+        let (window, properties) = match dma {
+            Dma::Direct => (String::new(), ""),
+            Dma::Platform => (
+                format!("dma_window={DMA_WINDOW}"),
+                ",iommu_platform=on,disable-legacy=on",
+            ),
+        };
         let mut command = Command::new("qemu-system-x86_64");
         command
             .args(["-accel", "tcg", "-M", "q35,memory-backend=ram"])
@@ -95,7 +121,7 @@ impl Machine {
             .arg("-no-reboot")
             .args([
                 "-append",
-                &format!("console=ttyS0 reboot=k panic=-1 {words}"),
+                &format!("console=ttyS0 reboot=k panic=-1 {window} {words}"),
             ])
             .arg("-kernel")
             .arg(kernel)
@@ -110,7 +136,8 @@ impl Machine {
                 command.args(["-netdev", &netdev]);
                 backend = format!("netdev=n{i}");
             }
-            command.args(["-device", &format!("{},{backend}", frontend.device)]);
+            let device = format!("{},{backend}{properties}", frontend.device);
+            command.args(["-device", &device]);
         }
         let mut qemu = command
             .stdin(Stdio::null())

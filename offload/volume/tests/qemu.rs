@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use longship_vhost_user::qemu::{Frontend, Machine, busybox_initramfs, kernel};
+use longship_vhost_user::qemu::{Dma, Frontend, Machine, busybox_initramfs, kernel};
 use longship_volume::{
     ScratchStore, VhostUserVolumes, VolumeHandle, VolumeKind, VolumeProvider, VolumeSpec,
 };
@@ -20,6 +20,8 @@ mkdir -p /proc /sys /dev /image /scratch
 mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs dev /dev
 for b in /sys/block/vd*; do
     n=${b##*/}; s=$(cat $b/serial)
+    # The 34th character is bit 33, VIRTIO_F_ACCESS_PLATFORM.
+    echo "= platform $(cut -c 34 $b/device/features)"
     echo "= disk $s read-only $(cat $b/ro) sectors $(cat $b/size)"
     ln -s /dev/$n /dev/$s
 done
@@ -66,6 +68,15 @@ fn image(dir: &Path) -> std::path::PathBuf {
 
 #[test]
 fn linux_behind_qemu_reads_the_image_and_uses_the_scratch_disk() {
+    uses_both_disks(Dma::Direct);
+}
+
+#[test]
+fn linux_that_asks_the_platform_for_memory_does_the_same() {
+    uses_both_disks(Dma::Platform);
+}
+
+fn uses_both_disks(dma: Dma) {
     const SCRATCH: u64 = 128 << 20;
     let kernel = kernel(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."));
     let dir = tempfile::tempdir().unwrap();
@@ -97,7 +108,7 @@ fn linux_behind_qemu_reads_the_image_and_uses_the_scratch_disk() {
         socket,
         network: false,
     });
-    let mut machine = Machine::boot(&kernel, &initramfs, "", &devices);
+    let mut machine = Machine::boot(&kernel, &initramfs, "", dma, &devices);
     // What a pod that writes nothing makes of its disk is the card's memory.
     machine.wait_for("= idle");
     let path = dir.path().join("scratch/disks/the-scratch.ext4");
@@ -118,6 +129,7 @@ fn linux_behind_qemu_reads_the_image_and_uses_the_scratch_disk() {
         "disk the-scratch read-only 0 sectors {}",
         SCRATCH / 512
     ));
+    says(&format!("platform {}", u8::from(dma == Dma::Platform)));
     says(&format!("sum {sum}  -"));
     says("image a longship");
     says("scratch mounted");

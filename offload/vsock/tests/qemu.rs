@@ -13,7 +13,7 @@ use longship_framed::guest::{
     StreamHeader, StreamKind, from_guest, request,
 };
 use longship_framed::{read_frame_async, write_frame_async};
-use longship_vhost_user::qemu::{Frontend, Machine, kernel, last_line_of};
+use longship_vhost_user::qemu::{Dma, Frontend, Machine, kernel, last_line_of};
 use longship_volume::{BlockDevice, Disk};
 use longship_vsock::{Incoming, VsockDevice, VsockStream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -191,6 +191,15 @@ async fn talk(control: VsockStream, mut incoming: Receiver<Incoming>) {
 
 #[test]
 fn init_behind_qemu_says_hello_and_runs_a_process_over_the_channel() {
+    runs_a_process(Dma::Direct);
+}
+
+#[test]
+fn init_that_asks_the_platform_for_memory_does_the_same() {
+    runs_a_process(Dma::Platform);
+}
+
+fn runs_a_process(dma: Dma) {
     let (kernel, initramfs) = (kernel(&root()), initramfs());
     let dir = tempfile::tempdir().unwrap();
     let image = serve_image(dir.path());
@@ -208,7 +217,7 @@ fn init_behind_qemu_says_hello_and_runs_a_process_over_the_channel() {
             network: false,
         },
     ];
-    let machine = Machine::boot(&kernel, &initramfs, "", &devices);
+    let machine = Machine::boot(&kernel, &initramfs, "", dma, &devices);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         // Where the guest dies, its console is what tells why.

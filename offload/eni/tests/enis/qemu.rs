@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use longship_eni::{BridgeEnis, EniProvider, EniSpec};
-use longship_vhost_user::qemu::{Frontend, Machine, busybox_initramfs, kernel};
+use longship_vhost_user::qemu::{Dma, Frontend, Machine, busybox_initramfs, kernel};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::host::{alone, assert_held, block_on, held, spec};
@@ -68,7 +68,7 @@ struct Guest(Machine);
 impl Guest {
     /// Boots a guest with the ENI of `spec`. The words of `role` are for its
     /// `/init`.
-    fn boot(initramfs: &Path, spec: &EniSpec, role: &str) -> Self {
+    fn boot(initramfs: &Path, spec: &EniSpec, dma: Dma, role: &str) -> Self {
         let kernel = kernel(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."));
         let card = Frontend {
             // QEMU 7.2 crashes with MSI-X here under TCG; without it works everywhere.
@@ -77,7 +77,7 @@ impl Guest {
             network: true,
         };
         let words = format!("quiet {role}");
-        Self(Machine::boot(&kernel, initramfs, &words, &[card]))
+        Self(Machine::boot(&kernel, initramfs, &words, dma, &[card]))
     }
 
     /// Waits for the value of `key`.
@@ -90,6 +90,15 @@ impl Guest {
 
 #[test]
 fn two_linux_guests_under_qemu_talk_and_cannot_spoof() {
+    talk(Dma::Direct);
+}
+
+#[test]
+fn guests_that_ask_the_platform_for_memory_do_the_same() {
+    talk(Dma::Platform);
+}
+
+fn talk(dma: Dma) {
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let image = busybox_initramfs(folder.path(), INIT);
@@ -103,7 +112,7 @@ fn two_linux_guests_under_qemu_talk_and_cannot_spoof() {
         for spec in [&a, &b] {
             enis.prepare(spec.clone()).await.unwrap();
         }
-        let mut server = Guest::boot(&image, &a, "role=server ip=10.6.0.2 mtu=1500");
+        let mut server = Guest::boot(&image, &a, dma, "role=server ip=10.6.0.2 mtu=1500");
         assert_eq!(server.result("mac"), a.mac.to_string());
         assert_eq!(server.result("carrier"), "1");
         let sum = server.result("sum");
@@ -122,7 +131,7 @@ fn two_linux_guests_under_qemu_talk_and_cannot_spoof() {
         assert!(refused.is_err());
 
         let role = "role=client ip=10.6.0.3 mtu=1400 gw=10.6.0.1 peer=10.6.0.2";
-        let mut client = Guest::boot(&image, &b, role);
+        let mut client = Guest::boot(&image, &b, dma, role);
         assert_eq!(client.result("carrier"), "1");
         assert_eq!(client.result("gateway"), "yes");
         assert_eq!(client.result("page"), "hello from 10.6.0.2");
@@ -159,7 +168,7 @@ fn two_linux_guests_under_qemu_talk_and_cannot_spoof() {
 
         // A VMM that is killed, and another that takes its place.
         drop(client);
-        let mut client = Guest::boot(&image, &b, role);
+        let mut client = Guest::boot(&image, &b, dma, role);
         assert_eq!(client.result("gateway"), "yes");
         assert_eq!(client.result("sum"), sum);
         let started = Instant::now();
