@@ -55,6 +55,7 @@ if [ ! -f "$out/vmlinux" ]; then
     mkdir -p "$out.new"
     cp "$work/vmlinux.stripped" "$out.new/vmlinux"
     cp "$work/.config" "$out.new/config"
+    cp "$work/System.map" "$out.new"
     echo "$version" >"$out.new/version"
     rm -rf "$out"
     mv "$out.new" "$out"
