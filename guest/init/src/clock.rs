@@ -2,6 +2,8 @@
 
 pub(crate) use longship_framed::now_us;
 
+use std::time::Duration;
+
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime, clock_settime};
 
@@ -16,15 +18,11 @@ pub(crate) fn uptime_us() -> i64 {
     })
 }
 
-/// Sets the time of day to `time_us` microseconds since the Unix epoch.
+/// Sets the time of day to `time` since the Unix epoch.
 ///
 /// # Errors
 /// The kernel's.
-pub(crate) fn set(time_us: i64) -> Result<(), Failed> {
-    let time = TimeSpec::new(
-        time_us.div_euclid(1_000_000),
-        time_us.rem_euclid(1_000_000) * 1000,
-    );
-    clock_settime(ClockId::CLOCK_REALTIME, time)
-        .doing(|| format!("set the clock to {time_us} us after the epoch"))
+pub(crate) fn set(time: Duration) -> Result<(), Failed> {
+    clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from_duration(time))
+        .doing(|| format!("set the clock to {time:?} after the epoch"))
 }

@@ -1,6 +1,6 @@
 //! Entropy from outside: clones of one template must not draw the same numbers.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 
@@ -22,31 +22,44 @@ struct PoolInfo {
     bytes: [u8; BYTES],
 }
 
-/// Mixes the bytes into the kernel's pool, credits them in full, and makes the
-/// generator use them at once.
-///
-/// # Errors
-/// The kernel's.
-pub(crate) fn add(bytes: [u8; BYTES]) -> Result<(), Failed> {
-    let device = OpenOptions::new()
-        .write(true)
-        .open("/dev/urandom")
-        .doing(|| "open /dev/urandom")?;
-    let info = PoolInfo {
-        entropy_count: 256,
-        buf_size: 32,
-        bytes,
-    };
-    // SAFETY: the request reads a rand_pool_info, whose buf_size says truly how
-    // many bytes follow; `info` outlives the call.
-    let added = unsafe { libc::ioctl(device.as_raw_fd(), ADD_ENTROPY, &raw const info) };
-    if added != 0 {
-        return Err(Failed::new("add entropy", io::Error::last_os_error()));
+/// The kernel's random generator.
+#[derive(Debug)]
+pub(crate) struct Generator {
+    device: File,
+}
+
+impl Generator {
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn open() -> Result<Self, Failed> {
+        let mut options = OpenOptions::new();
+        let device = options.write(true).open("/dev/urandom");
+        let device = device.doing(|| "open /dev/urandom")?;
+        Ok(Self { device })
     }
-    // SAFETY: the request takes no argument.
-    if unsafe { libc::ioctl(device.as_raw_fd(), RESEED) } != 0 {
-        let error = io::Error::last_os_error();
-        return Err(Failed::new("reseed the random generator", error));
+
+    /// Mixes the bytes into the pool, credits them in full, and makes the generator
+    /// use them at once.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn add(&self, bytes: [u8; BYTES]) -> Result<(), Failed> {
+        let info = PoolInfo {
+            entropy_count: 256,
+            buf_size: 32,
+            bytes,
+        };
+        // SAFETY: the request reads a rand_pool_info, whose buf_size says truly how
+        // many bytes follow; `info` outlives the call.
+        let added = unsafe { libc::ioctl(self.device.as_raw_fd(), ADD_ENTROPY, &raw const info) };
+        if added != 0 {
+            return Err(Failed::new("add entropy", io::Error::last_os_error()));
+        }
+        // SAFETY: the request takes no argument.
+        if unsafe { libc::ioctl(self.device.as_raw_fd(), RESEED) } != 0 {
+            let error = io::Error::last_os_error();
+            return Err(Failed::new("reseed the random generator", error));
+        }
+        Ok(())
     }
-    Ok(())
 }

@@ -12,8 +12,10 @@ mod disks;
 mod entropy;
 mod events;
 mod failed;
+mod machine;
 mod mounts;
 mod network;
+mod origin;
 mod pod;
 mod power;
 mod process;
@@ -29,8 +31,10 @@ use nix::sys::epoll::EpollFlags;
 use nix::sys::resource::{Resource, setrlimit};
 
 use control::{Control, Incoming};
-use events::Events;
+use events::{Events, Token};
 use failed::{Doing, Failed};
+use machine::{Kind, Machine};
+use origin::{Origin, Parked};
 use pod::Pod;
 use process::Reaper;
 
@@ -42,6 +46,11 @@ const OPEN_FILES: u64 = 524_288;
 
 fn main() {
     let born_us = clock::uptime_us();
+    let machine = Machine::open();
+    let kind = machine.as_ref().map_or(Kind::Booted, Machine::kind);
+    if let (Some(machine), Kind::Booted) = (&machine, kind) {
+        machine.alive();
+    }
     if std::process::id() != 1 {
         eprintln!(
             "error: longship-init is the first process of a pod's guest, and of nothing else"
@@ -49,9 +58,26 @@ fn main() {
         std::process::exit(2);
     }
     console::reboot_on_panic();
-    let Err(failed) = set_up().and_then(|()| serve(born_us));
+    let Err(failed) = run(machine, kind, born_us);
     console::error!("{failed}");
     power::off();
+}
+
+/// Does all that can be done without a device; in a template waits to be cloned;
+/// then serves the card.
+fn run(
+    machine: Option<Machine>,
+    kind: Kind,
+    born_us: i64,
+) -> Result<std::convert::Infallible, Failed> {
+    set_up()?;
+    let init = Init::new()?;
+    let origin = match machine {
+        Some(machine) if kind == Kind::Template => Parked::new(machine)?.go_on()?,
+        Some(machine) => Origin::booted(&machine, born_us)?,
+        None => Origin::elsewhere(born_us),
+    };
+    init.serve(&origin)
 }
 
 /// Makes the machine one in which containers can run.
@@ -71,57 +97,88 @@ fn set_up() -> Result<(), Failed> {
     network::relax()
 }
 
-/// Serves the card. Returns only where the kernel fails init itself.
-fn serve(born_us: i64) -> Result<std::convert::Infallible, Failed> {
-    let mut events = Events::new()?;
-    let reaper = Reaper::new()?;
-    let reaping = events.token();
-    let mut control = Control::new(events.token());
-    let mut pod = Pod::new()?;
-    let mut happened: Vec<events::Event> = Vec::new();
-    loop {
+/// What init works with.
+struct Init {
+    events: Events,
+    reaper: Reaper,
+    reaping: Token,
+    control: Control,
+    pod: Pod,
+}
+
+impl Init {
+    /// # Errors
+    /// The kernel's.
+    fn new() -> Result<Self, Failed> {
+        let mut events = Events::new()?;
+        let reaper = Reaper::new()?;
+        let reaping = events.token();
         events.arm(reaper.as_fd(), reaping, EpollFlags::EPOLLIN)?;
-        let mut of_control = EpollFlags::empty();
-        for event in happened.drain(..) {
-            if event.token == reaping {
-                for (pid, ending) in reaper.ended() {
-                    pod.ended(pid, ending, &mut events);
+        Ok(Self {
+            reaper,
+            reaping,
+            control: Control::new(events.token()),
+            pod: Pod::new()?,
+            events,
+        })
+    }
+
+    /// Serves the card. Returns only where the kernel fails init itself.
+    fn serve(self, origin: &Origin) -> Result<std::convert::Infallible, Failed> {
+        let Self {
+            mut events,
+            reaper,
+            reaping,
+            mut control,
+            mut pod,
+        } = self;
+        pod.began(origin);
+        let mut happened: Vec<events::Event> = Vec::new();
+        loop {
+            let mut of_control = EpollFlags::empty();
+            for event in happened.drain(..) {
+                if event.token == reaping {
+                    for (pid, ending) in reaper.ended() {
+                        pod.ended(pid, ending, &mut events);
+                    }
+                    events.arm(reaper.as_fd(), reaping, EpollFlags::EPOLLIN)?;
+                } else if event.token == control.token() {
+                    of_control = event.flags;
+                } else {
+                    pod.event(event, &mut events);
                 }
-            } else if event.token == control.token() {
-                of_control = event.flags;
-            } else {
-                pod.event(event, &mut events);
             }
-        }
-        for incoming in control.step(of_control, &events) {
-            match incoming {
-                Incoming::Connected => {
-                    control.send(&hello(born_us));
-                    pod.tell_kept();
+            for incoming in control.step(of_control, &events) {
+                match incoming {
+                    Incoming::Connected => {
+                        control.send(&hello(origin));
+                        pod.tell_kept();
+                    }
+                    Incoming::Request(request) => pod.handle(request, &mut events),
                 }
-                Incoming::Request(request) => pod.handle(request, &mut events),
             }
+            pod.tick(control.is_up(), &events);
+            for message in pod.take_outbox() {
+                control.send(&message);
+            }
+            control.flush(&events);
+            if pod.is_over(control.is_flushed()) {
+                pod.power_off();
+            }
+            let deadline = [pod.deadline(), control.deadline()].into_iter().flatten();
+            happened = events.wait(deadline.min())?;
         }
-        pod.tick(control.is_up(), &events);
-        for message in pod.take_outbox() {
-            control.send(&message);
-        }
-        control.flush(&events);
-        if pod.is_over(control.is_flushed()) {
-            pod.power_off();
-        }
-        let deadline = [pod.deadline(), control.deadline()].into_iter().flatten();
-        happened = events.wait(deadline.min())?;
     }
 }
 
-fn hello(born_us: i64) -> FromGuest {
+fn hello(origin: &Origin) -> FromGuest {
     FromGuest {
         message: Some(from_guest::Message::Hello(Hello {
             protocol: PROTOCOL,
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            init_uptime_us: born_us,
+            init_uptime_us: origin.began_us,
             uptime_us: clock::uptime_us(),
+            clone: origin.is_clone,
         })),
     }
 }

@@ -18,12 +18,14 @@ use nix::unistd::Pid;
 
 use crate::container::{Cgroup, Namespaces, WritableLayer};
 use crate::disks::Disks;
+use crate::entropy::Generator;
 use crate::events::{Event, Events, Token};
 use crate::failed::Failed;
+use crate::origin::Origin;
 use crate::process::{Ending, InitEnds};
 use crate::relay::Relay;
 use crate::spec::{Configuration, ContainerSpec, ProcessSpec, WindowSize, process_id, signal};
-use crate::{clock, console, disks, entropy, network, power};
+use crate::{clock, console, disks, network, power};
 
 /// Most processes that the card may have started at one time.
 const MOST_PROCESSES: usize = 512;
@@ -91,6 +93,8 @@ struct Kept {
 #[derive(Debug)]
 pub(crate) struct Pod {
     namespaces: Namespaces,
+    /// The clock has been set, and better than a message could.
+    has_time: bool,
     configuration: Option<Configuration>,
     etc: Vec<(&'static str, String)>,
     disks: Disks,
@@ -115,6 +119,7 @@ impl Pod {
     pub(crate) fn new() -> Result<Self, Failed> {
         Ok(Self {
             namespaces: Namespaces::of_init()?,
+            has_time: false,
             configuration: None,
             etc: Vec::new(),
             disks: Disks::default(),
@@ -126,6 +131,11 @@ impl Pod {
             outbox: Vec::new(),
             power_off: None,
         })
+    }
+
+    /// Its life begins on a machine of this origin.
+    pub(crate) fn began(&mut self, origin: &Origin) {
+        self.has_time = origin.has_time;
     }
 
     /// What there is to tell the card since the last call.
@@ -254,8 +264,10 @@ impl Pod {
         }
         let found = network::find(&asked.interfaces)?;
         disks::mount_scratch(asked.scratch_serial.as_deref())?;
-        clock::set(asked.time_us)?;
-        entropy::add(asked.entropy)?;
+        if !self.has_time {
+            clock::set(asked.time)?;
+        }
+        Generator::open()?.add(asked.entropy)?;
         nix::unistd::sethostname(&asked.hostname)
             .map_err(|error| Failed::new("set the host name", error))?;
         network::configure(&found)?;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::time::Duration;
 
 use longship_framed::error::Failure;
 use longship_framed::guest;
@@ -67,8 +68,8 @@ pub(crate) struct Configuration {
     pub(crate) interfaces: Vec<Interface>,
     pub(crate) nameservers: Vec<IpAddr>,
     pub(crate) search: Vec<String>,
-    /// Microseconds since the Unix epoch.
-    pub(crate) time_us: i64,
+    /// Since the Unix epoch.
+    pub(crate) time: Duration,
     pub(crate) entropy: [u8; ENTROPY_BYTES],
     pub(crate) machine_id: String,
     /// None: a tmpfs.
@@ -80,7 +81,7 @@ impl Configuration {
     /// which are new each time that the card asks.
     pub(crate) fn same_pod(&self, other: &Self) -> bool {
         let at_same_time = Self {
-            time_us: self.time_us,
+            time: self.time,
             entropy: self.entropy,
             ..other.clone()
         };
@@ -119,10 +120,11 @@ impl TryFrom<guest::Configure> for Configuration {
             domain_name(&format!("search[{i}]"), domain.trim_end_matches('.'), 253)?;
         }
         domain_name("hostname", &asked.hostname, MAX_HOSTNAME)?;
-        if asked.time_us <= 0 {
+        let time = u64::try_from(asked.time_us).ok().filter(|us| *us > 0);
+        let time = time.map(Duration::from_micros).ok_or_else(|| {
             let text = format!("{} is not after 1970", asked.time_us);
-            return Err(Failure::invalid("time_us", text));
-        }
+            Failure::invalid("time_us", text)
+        })?;
         let entropy = asked.entropy.as_slice().try_into().map_err(|_| {
             let text = format!("{} bytes instead of {ENTROPY_BYTES}", asked.entropy.len());
             Failure::invalid("entropy", text)
@@ -141,7 +143,7 @@ impl TryFrom<guest::Configure> for Configuration {
             interfaces,
             nameservers,
             search: asked.search,
-            time_us: asked.time_us,
+            time,
             entropy,
             machine_id: asked.machine_id,
             scratch_serial,
