@@ -21,6 +21,7 @@ mod early;
 mod frontend;
 #[cfg(feature = "test-driver")]
 pub mod qemu;
+mod quota;
 mod serve;
 mod server;
 mod used;
@@ -28,6 +29,7 @@ mod vring;
 
 pub use chain::{Buffers, ChainError, Segments};
 pub use device::{Device, MAX_QUEUE_SIZE, RingError, SharedMemory};
+pub use quota::LogQuota;
 pub use server::{ServeError, Server};
 pub use used::Used;
 pub use vring::{Chain, Vring};

@@ -19,6 +19,7 @@ use vhost::vhost_user::{
 use crate::device::{Device, RingError};
 use crate::early::take_vring_enable;
 use crate::frontend::FrontendState;
+use crate::quota::LogQuota;
 use crate::vring::Vring;
 
 /// Pause after an error of the kernel that may pass, such as too few descriptors.
@@ -92,6 +93,7 @@ pub(crate) fn serve<D: Device>(
 ) {
     let state = Arc::new(Mutex::new(state));
     let mut connection: Option<Connection<D>> = None;
+    let log = LogQuota::default();
     loop {
         let ready = wait(listener, control, &lock(&state));
         if control.is_stopping() {
@@ -102,12 +104,15 @@ pub(crate) fn serve<D: Device>(
                 None => match accept(listener, control, &state) {
                     Ok(accepted) => connection = accepted,
                     Err(e) => {
-                        tracing::warn!(socket = %path.display(), "accepting a frontend: {e}");
+                        if let Some(omitted) = log.next() {
+                            let socket = path.display();
+                            tracing::warn!(%socket, omitted, "accepting a frontend: {e}");
+                        }
                         std::thread::sleep(RETRY_AFTER);
                     }
                 },
                 Some(open) => {
-                    if let Err(e) = message(open, control, &state) {
+                    if let Err(e) = message(open, control, &state, &log) {
                         tracing::debug!(socket = %path.display(), "frontend is gone: {e}");
                         connection = None;
                         *control.connection() = None;
@@ -116,7 +121,7 @@ pub(crate) fn serve<D: Device>(
                 }
             }
         }
-        work(path, &ready, &mut lock(&state));
+        work(path, &ready, &mut lock(&state), &log);
     }
     lock(&state).disconnect();
 }
@@ -142,6 +147,7 @@ fn message<D: Device>(
     open: &mut Connection<D>,
     control: &Control,
     state: &Mutex<FrontendState<D>>,
+    log: &LogQuota,
 ) -> Result<(), VhostUserError> {
     if !lock(state).has_features()
         && let Some((ring, enable)) = control.connection().as_ref().and_then(take_vring_enable)
@@ -152,7 +158,9 @@ fn message<D: Device>(
         Err(VhostUserError::SocketRetry(_)) => Ok(()),
         Err(e @ (VhostUserError::Disconnected | VhostUserError::SocketBroken(_))) => Err(e),
         Err(e) => {
-            tracing::warn!("vhost-user frontend: {e}");
+            if let Some(omitted) = log.next() {
+                tracing::warn!(device = D::NAME, omitted, "vhost-user frontend: {e}");
+            }
             Err(e)
         }
         Ok(()) => Ok(()),
@@ -216,7 +224,7 @@ fn wait<D: Device>(listener: &UnixListener, control: &Control, state: &FrontendS
 }
 
 /// Lets the device do what there is to do.
-fn work<D: Device>(path: &Path, ready: &Ready, state: &mut FrontendState<D>) {
+fn work<D: Device>(path: &Path, ready: &Ready, state: &mut FrontendState<D>, log: &LogQuota) {
     let FrontendState {
         device,
         rings,
@@ -225,25 +233,30 @@ fn work<D: Device>(path: &Path, ready: &Ready, state: &mut FrontendState<D>) {
     } = state;
     if ready.device {
         let done = device.woken(rings, memory);
-        stop_if_broken(path, rings, done);
+        stop_if_broken(path, rings, done, log);
     }
     for (index, kick) in ready.rings.iter().enumerate() {
         if *kick == Kick::Dead || (*kick == Kick::Kicked && !rings[index].consume_kick()) {
-            tracing::warn!(socket = %path.display(), ring = index, "the kick descriptor is no eventfd");
+            if let Some(omitted) = log.next() {
+                let socket = path.display();
+                tracing::warn!(%socket, ring = index, omitted, "the kick descriptor is no eventfd");
+            }
             rings[index].fail();
             continue;
         }
         let due = rings[index].take_deferred() | (*kick == Kick::Kicked);
         if due && rings[index].is_running() {
             let done = device.process(index, rings, memory);
-            stop_if_broken(path, rings, done);
+            stop_if_broken(path, rings, done, log);
         }
     }
 }
 
-fn stop_if_broken(path: &Path, rings: &mut [Vring], done: Result<(), RingError>) {
+fn stop_if_broken(path: &Path, rings: &mut [Vring], done: Result<(), RingError>, log: &LogQuota) {
     if let Err(broken) = done {
-        tracing::warn!(socket = %path.display(), "stopped: {broken}");
+        if let Some(omitted) = log.next() {
+            tracing::warn!(socket = %path.display(), omitted, "stopped: {broken}");
+        }
         if let Some(ring) = rings.get_mut(broken.ring) {
             ring.fail();
         }

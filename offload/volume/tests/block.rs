@@ -197,6 +197,26 @@ fn a_large_request_of_all_segments_is_served_whole() {
 }
 
 #[test]
+fn a_request_is_no_larger_than_was_agreed() {
+    let served = serve_bytes(1 << 20, false);
+    served.file.set_len(16 << 20).unwrap();
+    let again = Disk {
+        file: served.file.try_clone().unwrap(),
+        read_only: false,
+        serial: "large".into(),
+    };
+    let device = BlockDevice::serve(&served.dir.path().join("large"), again).unwrap();
+    let mut driver = Driver::connect(device.socket(), 1, 0);
+    let head = header(IN, 0);
+    for (segments, expected) in [(126, OK), (127, IOERR)] {
+        let mut pieces = vec![Piece::Read(&head)];
+        pieces.extend(vec![Piece::Write(64 << 10); segments]);
+        pieces.push(Piece::Write(1));
+        assert_eq!(run(&mut driver, &pieces, true).0, expected, "{segments}");
+    }
+}
+
+#[test]
 fn the_guest_finds_serial_size_and_features() {
     let ro = serve(true);
     let mut driver = Driver::connect(ro.device.socket(), 1, 0);
@@ -205,6 +225,7 @@ fn the_guest_finds_serial_size_and_features() {
     assert!(!bit(&driver, 13) && !bit(&driver, 14));
     let config = driver.config(60);
     assert_eq!(config[..8], SECTORS.to_le_bytes());
+    assert_eq!(config[8..12], (64_u32 << 10).to_le_bytes());
     assert_eq!(config[12..16], 126_u32.to_le_bytes());
     assert_eq!(config[20..24], 512_u32.to_le_bytes());
     let head = header(GET_ID, 0);
@@ -283,8 +304,11 @@ fn zeroes_and_discards_free_the_blocks_they_may_free() {
         let list = ranges(list);
         status(&mut driver, kind, 0, Piece::Read(&list))
     };
-    assert_eq!(s(WRITE_ZEROES, &[(8, 100, 0), (200, 1, 0)]), OK);
+    assert_eq!(s(WRITE_ZEROES, &[(8, 100, 0)]), OK);
+    assert_eq!(s(WRITE_ZEROES, &[(200, 1, 0)]), OK);
+    assert_eq!(s(WRITE_ZEROES, &[(300, 1, 0), (302, 1, 0)]), IOERR);
     assert!(zero(8, 100) && zero(200, 1) && !zero(108, 1) && !zero(7, 1));
+    assert!(!zero(300, 1));
     assert_eq!(s(WRITE_ZEROES, &[(1024, 256, 1)]), OK);
     assert!(zero(1024, 256));
     assert_eq!(s(DISCARD, &[(1536, 512, 0)]), OK);

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use longship_vhost_user::{Buffers, Device, RingError, Server, SharedMemory, Vring};
+use longship_vhost_user::{Buffers, Device, LogQuota, RingError, Server, SharedMemory, Vring};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::mpsc;
 
@@ -86,6 +86,7 @@ impl VsockDevice {
             shared: shared.clone(),
             incoming,
             config: guest_cid.to_le_bytes(),
+            log: LogQuota::default(),
         };
         let server = Server::start(socket, device)?;
         Ok((Self { server, shared }, receiver))
@@ -131,18 +132,22 @@ struct Backend {
     shared: Arc<Shared>,
     incoming: mpsc::Sender<Incoming>,
     config: [u8; 8],
+    log: LogQuota,
 }
 
 impl Backend {
-    /// Takes the guest's packets, at most once around the ring.
+    /// Takes the guest's packets, at most once around the ring, and calls the guest
+    /// once about all of them.
     fn receive(&self, ring: &mut Vring, memory: &SharedMemory) -> Result<(), virtio_queue::Error> {
         ring.disable_kicks(memory)?;
         for _ in 0..ring.size() {
             if !self.shared.table().can_receive() {
                 // Goes on when the guest has taken what is for it.
+                ring.notify(memory)?;
                 return Ok(());
             }
             let Some(chain) = ring.pop(memory)? else {
+                ring.notify(memory)?;
                 if ring.enable_kicks(memory)? {
                     ring.defer();
                 }
@@ -154,8 +159,8 @@ impl Backend {
                 Err(e) => tracing::debug!("malformed vsock packet: {e}"),
             }
             ring.push_used(memory, head, 0)?;
-            ring.notify(memory)?;
         }
+        ring.notify(memory)?;
         ring.defer();
         Ok(())
     }
@@ -187,8 +192,11 @@ impl Backend {
             port: accepted.ports.host,
             stream: VsockStream::new(self.shared.clone(), accepted),
         };
-        if self.incoming.try_send(incoming).is_err() {
-            tracing::warn!(port = accepted.ports.host, "nobody takes vsock connections");
+        if self.incoming.try_send(incoming).is_err()
+            && let Some(omitted) = self.log.next()
+        {
+            let port = accepted.ports.host;
+            tracing::warn!(port, omitted, "nobody takes vsock connections");
         }
     }
 

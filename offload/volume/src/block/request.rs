@@ -2,14 +2,17 @@
 
 use std::io;
 
-use longship_vhost_user::{Buffers, Segments};
+use longship_vhost_user::{Buffers, LogQuota, Segments};
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
     VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
     VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 
-use super::config::{MAX_DISCARD_SECTORS, MAX_RANGES, MAX_ZERO_SECTORS, SECTOR, SERIAL_BYTES};
+use super::config::{
+    MAX_DATA_BYTES, MAX_DISCARD_SECTORS, MAX_DISCARDS, MAX_ZERO_SECTORS, MAX_ZEROES, SECTOR,
+    SERIAL_BYTES,
+};
 use super::file::BackingFile;
 
 /// Bytes of the header: type, reserved, sector.
@@ -25,6 +28,7 @@ pub(crate) struct ServedDisk {
     pub(crate) sectors: u64,
     pub(crate) read_only: bool,
     pub(crate) serial: String,
+    pub(crate) log: LogQuota,
 }
 
 /// Why a request was not done; becomes its status byte.
@@ -70,7 +74,9 @@ impl ServedDisk {
                 (VIRTIO_BLK_S_IOERR, 0)
             }
             Err(Refusal::Failed(e)) => {
-                tracing::warn!("block request failed: {e}");
+                if let Some(omitted) = self.log.next() {
+                    tracing::warn!(disk = self.serial, omitted, "block request failed: {e}");
+                }
                 (VIRTIO_BLK_S_IOERR, 0)
             }
         };
@@ -119,13 +125,13 @@ impl ServedDisk {
                 }
             }
             VIRTIO_BLK_T_DISCARD if !self.read_only => {
-                for range in self.ranges(readable, MAX_DISCARD_SECTORS, false)? {
+                for range in self.ranges(readable, MAX_DISCARDS, MAX_DISCARD_SECTORS, false)? {
                     self.file.discard(range.offset, range.len)?;
                 }
                 Ok(0)
             }
             VIRTIO_BLK_T_WRITE_ZEROES if !self.read_only => {
-                for range in self.ranges(readable, MAX_ZERO_SECTORS, true)? {
+                for range in self.ranges(readable, MAX_ZEROES, MAX_ZERO_SECTORS, true)? {
                     self.file.zero(range.offset, range.len, range.unmap)?;
                 }
                 Ok(0)
@@ -144,6 +150,9 @@ impl ServedDisk {
     /// Offset in the file of `len` bytes at `sector`, all of them on the disk.
     fn place(&self, sector: u64, len: usize) -> Result<u64, Refusal> {
         let len = u64::try_from(len).map_err(|_| Refusal::Wrong("too long"))?;
+        if len > u64::from(MAX_DATA_BYTES) {
+            return Err(Refusal::Wrong("longer than was agreed"));
+        }
         if len == 0 || len % SECTOR != 0 {
             return Err(Refusal::Wrong("no whole number of sectors"));
         }
@@ -158,11 +167,13 @@ impl ServedDisk {
     fn ranges(
         &self,
         mut list: Segments<'_>,
+        max_ranges: u32,
         max_sectors: u32,
         may_unmap: bool,
     ) -> Result<Vec<Range>, Refusal> {
         let count = list.len() / RANGE;
-        if count == 0 || count > MAX_RANGES || !list.len().is_multiple_of(RANGE) {
+        let few = u32::try_from(count).is_ok_and(|count| count <= max_ranges);
+        if count == 0 || !few || !list.len().is_multiple_of(RANGE) {
             return Err(Refusal::Wrong("bad number of ranges"));
         }
         let mut ranges = Vec::with_capacity(count);
