@@ -5,6 +5,12 @@ use crate::reason::Refusal;
 
 /// Flavors come in steps of a quarter of a CPU.
 pub const CPU_STEP_MILLIS: u32 = 250;
+/// The family of the standard flavors, and of hosts that name none.
+pub const STANDARD_FAMILY: &str = "std";
+/// More distinct amounts of memory than the index of free room tells apart.
+pub(crate) const MAX_MEMORY_SIZES: usize = 48;
+/// The most GPUs that a flavor may have.
+pub const MAX_GPUS: u32 = 16;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -18,10 +24,14 @@ const BYTES_A_CPU: u64 = 4 * GIB;
 pub struct Flavor {
     /// Unique; `std-CPUSxGIB` in the standard table.
     pub name: String,
+    /// The kind of host that it is for.
+    pub family: String,
     /// Thousandths of a CPU the pod may use; a multiple of [`CPU_STEP_MILLIS`].
     pub cpu_millis: u32,
     /// Guest memory in bytes; a multiple of 2 MiB.
     pub memory_bytes: u64,
+    /// GPUs, each a pod's own.
+    pub gpus: u32,
 }
 
 impl Flavor {
@@ -33,8 +43,10 @@ impl Flavor {
                 thousandths(u64::from(cpu_millis)),
                 thousandths(gib_thousandths)
             ),
+            family: STANDARD_FAMILY.into(),
             cpu_millis,
             memory_bytes,
+            gpus: 0,
         }
     }
 
@@ -44,7 +56,7 @@ impl Flavor {
         self.cpu_millis.div_ceil(1000)
     }
 
-    fn weight(&self) -> u128 {
+    pub(crate) fn weight(&self) -> u128 {
         u128::from(self.cpu_millis) * u128::from(BYTES_A_CPU) / 1000 + u128::from(self.memory_bytes)
     }
 }
@@ -64,6 +76,15 @@ pub enum FlavorTableError {
     /// Memory is zero or no multiple of 2 MiB.
     #[error("flavor `{0}`: memory must be a multiple of 2 MiB, and not 0")]
     Memory(String),
+    /// It has no family.
+    #[error("flavor `{0}` has no family")]
+    Family(String),
+    /// More GPUs than any host has.
+    #[error("flavor `{0}`: at most {MAX_GPUS} GPUs")]
+    Gpus(String),
+    /// More sizes than are told apart.
+    #[error("the table has {0} distinct amounts of memory; at most {MAX_MEMORY_SIZES}")]
+    TooManySizes(usize),
 }
 
 /// The flavors there are, the smallest first.
@@ -89,9 +110,20 @@ impl Flavors {
             if flavor.memory_bytes == 0 || flavor.memory_bytes % (2 * MIB) != 0 {
                 return Err(FlavorTableError::Memory(flavor.name.clone()));
             }
+            if flavor.family.is_empty() {
+                return Err(FlavorTableError::Family(flavor.name.clone()));
+            }
+            if flavor.gpus > MAX_GPUS {
+                return Err(FlavorTableError::Gpus(flavor.name.clone()));
+            }
             if !names.insert(flavor.name.as_str()) {
                 return Err(FlavorTableError::Duplicate(flavor.name.clone()));
             }
+        }
+        let sizes: std::collections::BTreeSet<u64> =
+            flavors.iter().map(|flavor| flavor.memory_bytes).collect();
+        if sizes.len() > MAX_MEMORY_SIZES {
+            return Err(FlavorTableError::TooManySizes(sizes.len()));
         }
         flavors.sort_by(|a, b| (a.weight(), &a.name).cmp(&(b.weight(), &b.name)));
         Ok(Self { sorted: flavors })
@@ -133,6 +165,81 @@ impl Flavors {
         self.sorted.iter().find(|flavor| flavor.name == name)
     }
 
+    /// The flavor's number in the table.
+    pub(crate) fn position(&self, name: &str) -> Option<usize> {
+        self.sorted.iter().position(|flavor| flavor.name == name)
+    }
+
+    /// The flavor of that number.
+    pub(crate) fn at(&self, position: usize) -> Option<&Flavor> {
+        self.sorted.get(position)
+    }
+
+    /// The smallest flavor that holds what is asked for (zero: no wish), of that
+    /// family or of any. One with GPUs is only taken where GPUs or its family are
+    /// asked for.
+    ///
+    /// # Errors
+    /// [`Refusal::TooLarge`].
+    pub fn round_up(
+        &self,
+        cpu_millis: u32,
+        memory_bytes: u64,
+        gpus: u32,
+        family: Option<&str>,
+    ) -> Result<&Flavor, Refusal> {
+        let of_family = |flavor: &&Flavor| match family {
+            Some(family) => flavor.family == family,
+            None => gpus > 0 || flavor.gpus == 0,
+        };
+        let mut candidates = self.sorted.iter().filter(of_family);
+        let found = candidates.find(|flavor| {
+            flavor.cpu_millis >= cpu_millis
+                && flavor.memory_bytes >= memory_bytes
+                && flavor.gpus >= gpus
+        });
+        found.ok_or_else(|| Refusal::TooLarge {
+            cpu_millis,
+            memory_bytes,
+            gpus,
+            largest: self
+                .sorted
+                .iter()
+                .rfind(of_family)
+                .map(|f| f.name.clone())
+                .unwrap_or_default(),
+        })
+    }
+
+    /// The named flavor, where it holds what is asked for.
+    ///
+    /// # Errors
+    /// [`Refusal::UnknownFlavor`], [`Refusal::FlavorTooSmall`].
+    pub fn named(
+        &self,
+        name: &str,
+        cpu_millis: u32,
+        memory_bytes: u64,
+        gpus: u32,
+    ) -> Result<&Flavor, Refusal> {
+        let flavor = self.get(name).ok_or_else(|| Refusal::UnknownFlavor {
+            flavor: name.to_owned(),
+            known: self.sorted.iter().map(|f| f.name.clone()).collect(),
+        })?;
+        if flavor.cpu_millis < cpu_millis
+            || flavor.memory_bytes < memory_bytes
+            || flavor.gpus < gpus
+        {
+            return Err(Refusal::FlavorTooSmall {
+                flavor: flavor.clone(),
+                cpu_millis,
+                memory_bytes,
+                gpus,
+            });
+        }
+        Ok(flavor)
+    }
+
     /// The named flavor, or the smallest that holds what is asked for (zero: no
     /// wish).
     ///
@@ -145,35 +252,10 @@ impl Flavors {
         memory_bytes: u64,
         name: Option<&str>,
     ) -> Result<&Flavor, Refusal> {
-        let holds = |flavor: &Flavor| {
-            flavor.cpu_millis >= cpu_millis && flavor.memory_bytes >= memory_bytes
-        };
-        if let Some(name) = name {
-            let flavor = self.get(name).ok_or_else(|| Refusal::UnknownFlavor {
-                flavor: name.to_owned(),
-                known: self.sorted.iter().map(|f| f.name.clone()).collect(),
-            })?;
-            if !holds(flavor) {
-                return Err(Refusal::FlavorTooSmall {
-                    flavor: flavor.clone(),
-                    cpu_millis,
-                    memory_bytes,
-                });
-            }
-            return Ok(flavor);
+        match name {
+            Some(name) => self.named(name, cpu_millis, memory_bytes, 0),
+            None => self.round_up(cpu_millis, memory_bytes, 0, None),
         }
-        self.sorted
-            .iter()
-            .find(|flavor| holds(flavor))
-            .ok_or_else(|| Refusal::TooLarge {
-                cpu_millis,
-                memory_bytes,
-                largest: self
-                    .sorted
-                    .last()
-                    .map(|f| f.name.clone())
-                    .unwrap_or_default(),
-            })
     }
 }
 
@@ -205,8 +287,10 @@ mod tests {
     fn a_table_that_could_mislead_is_refused() {
         let flavor = |name: &str, cpu_millis, memory_bytes| Flavor {
             name: name.into(),
+            family: STANDARD_FAMILY.into(),
             cpu_millis,
             memory_bytes,
+            gpus: 0,
         };
         let table = |flavors: &[Flavor]| Flavors::new(flavors.to_vec()).map(|_| ());
         assert_eq!(table(&[]), Err(FlavorTableError::Empty));

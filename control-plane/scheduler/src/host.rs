@@ -1,7 +1,5 @@
 //! Hosts and what they have.
 
-use crate::flavor::CPU_STEP_MILLIS;
-
 /// An amount of what hosts have.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Capacity {
@@ -66,32 +64,4 @@ pub enum HostError {
     /// Nobody has registered it.
     #[error("no host `{0}`")]
     Unknown(String),
-}
-
-/// A host with what is used of it.
-#[derive(Debug, Clone)]
-pub(crate) struct Host {
-    pub(crate) spec: HostSpec,
-    pub(crate) used: Capacity,
-    pub(crate) ready: bool,
-}
-
-impl Host {
-    pub(crate) fn free(&self) -> Capacity {
-        self.spec.capacity.minus(self.used)
-    }
-
-    /// Free CPU in whole steps.
-    pub(crate) fn free_steps(&self) -> u32 {
-        self.free().cpu_millis / CPU_STEP_MILLIS
-    }
-
-    pub(crate) fn view(&self) -> HostView {
-        HostView {
-            spec: self.spec.clone(),
-            free: self.free(),
-            pods: self.used.pods,
-            ready: self.ready,
-        }
-    }
 }

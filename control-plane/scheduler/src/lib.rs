@@ -1,24 +1,53 @@
-//! The nodeless scheduler: pure decisions, no I/O.
+//! The nodeless scheduler: pure decisions, no I/O, no clock.
 //!
-//! A request for resources is rounded up to a [`Flavor`], and the flavor gets a
-//! place on a host of the wanted zone. Hosts are indexed by zone and by what they
-//! have free, so a decision costs no more with more hosts than a tree lookup does.
-//! A place is reserved first and committed once the decision is durable; a host
-//! never promises more than it has. Whoever has to wait is told why.
+//! - [`Fleet`]: hosts, what they have promised, and who has a place where. A pod is
+//!   asked for as a [`PodTemplate`]; its place is reserved, then committed once the
+//!   decision is durable, or rolled back. A host never promises more than it has.
+//!   Hosts are indexed by zone, family and free room, so a decision costs no more
+//!   with more hosts than a few lookups do.
+//! - [`Backlog`]: pods that wait for a place, and whose turn it is.
+//! - [`Scheduler`]: a fleet for whoever needs no more than a zone and a flavor.
+//!
+//! Whoever has to wait is told why, when they ask ([`Fleet::explain`]): that is
+//! counted then, not while others are placed.
 //!
 //! The same history of calls always gives the same decisions.
 
+mod amount;
+mod backlog;
+mod chain;
 mod flavor;
+mod fleet;
 mod host;
 mod index;
+mod levels;
 mod placement;
+mod policy;
 mod quantity;
 mod reason;
 mod scheduler;
+mod selector;
+mod shortage;
+mod slab;
+mod template;
+mod tenant;
+mod terms;
 
-pub use flavor::{CPU_STEP_MILLIS, Flavor, FlavorTableError, Flavors};
+pub use amount::{Amount, SANDBOX_OVERHEAD_BYTES, Total};
+pub use backlog::{Backlog, Decision, Waiting};
+pub use flavor::{CPU_STEP_MILLIS, Flavor, FlavorTableError, Flavors, MAX_GPUS, STANDARD_FAMILY};
+pub use fleet::{
+    Booking, BookingError, BookingId, BookingView, Fleet, Gang, HostFacts, HostStatus, Released,
+    Time,
+};
 pub use host::{Capacity, HostError, HostSpec, HostView};
-pub use placement::{PlacementError, PodId, Request, Reservation, SANDBOX_OVERHEAD_BYTES};
+pub use levels::{MAX_DISKS, MAX_ENIS};
+pub use placement::{HostId, Placed, PlacementError, PodId, Request, Reservation, Ticket};
+pub use policy::Policy;
 pub use quantity::{bytes_text, cpus_text};
-pub use reason::{PlaceError, Refusal, Wait};
-pub use scheduler::{Policy, Scheduler};
+pub use reason::{Declined, LimitReached, PlaceError, Refusal};
+pub use scheduler::Scheduler;
+pub use selector::{Expression, Labels, Operator, Selector};
+pub use shortage::{Cause, Shortage};
+pub use template::{Class, Constraint, Fallback, PodTemplate, Rule, Topology, Zones};
+pub use tenant::{Limited, Limits};

@@ -4,10 +4,6 @@ use std::fmt;
 
 use crate::flavor::Flavor;
 
-/// Host memory that a sandbox takes beside its guest's: the VMM, page tables,
-/// kernel objects, the backends' share. Reserved with every pod.
-pub const SANDBOX_OVERHEAD_BYTES: u64 = 16 << 20;
-
 /// A pod's identity: the 128 bits of its UUID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PodId(pub u128);
@@ -18,7 +14,37 @@ impl fmt::Display for PodId {
     }
 }
 
-/// What a pod asks for.
+/// A host's number in the fleet; another host may have it once it is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HostId(pub(crate) u32);
+
+/// A pod's hold on its place. The generation tells it from every other place that
+/// the pod had or will have: what comes with an older one is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ticket {
+    /// The pod.
+    pub pod: PodId,
+    /// Rises with every place given.
+    pub generation: u64,
+}
+
+/// A place that the fleet holds for a pod until it is committed or rolled back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    /// The hold.
+    pub ticket: Ticket,
+    /// Where.
+    pub host: HostId,
+    /// The flavor's number in the table.
+    pub(crate) flavor: u16,
+    /// Whether it draws on a capacity reservation.
+    pub from_reservation: bool,
+    /// Who has to leave first. The pod may start once all of these were released;
+    /// rolled back, they stay.
+    pub victims: Vec<Ticket>,
+}
+
+/// What a pod asks of [`crate::Scheduler`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Request {
     /// Thousandths of a CPU; 0: no wish.
@@ -31,7 +57,7 @@ pub struct Request {
     pub flavor: Option<String>,
 }
 
-/// A place that is held for a pod until it is committed or released.
+/// A place that [`crate::Scheduler`] holds for a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reservation {
     /// The host's name.
@@ -59,4 +85,23 @@ pub enum PlacementError {
     /// Nobody has registered that host.
     #[error("no host `{0}`")]
     UnknownHost(String),
+    /// The pod's place is another one by now.
+    #[error("pod {pod}: generation {given} is stale, it is {current} now")]
+    Stale {
+        /// The pod.
+        pod: PodId,
+        /// The generation given.
+        given: u64,
+        /// The generation of the place it has.
+        current: u64,
+    },
+    /// It was committed: it can be released, but not rolled back.
+    #[error("pod {0} is committed: it cannot be rolled back")]
+    Committed(PodId),
+    /// More than any host has.
+    #[error("pod {0}: its size is absurd")]
+    Absurd(PodId),
+    /// Its template is refused.
+    #[error(transparent)]
+    Refused(#[from] crate::reason::Refusal),
 }

@@ -1,13 +1,15 @@
-//! Why a request was refused or has to wait, in words for whoever asked.
+//! Why a request was refused, in words for whoever asked.
 
-use std::fmt;
-
-use crate::flavor::Flavor;
-use crate::placement::{PodId, SANDBOX_OVERHEAD_BYTES};
+use crate::flavor::{Flavor, MAX_GPUS};
+use crate::levels::{MAX_DISKS, MAX_ENIS};
+use crate::placement::PodId;
 use crate::quantity::{bytes_text, cpus_text};
+use crate::shortage::Shortage;
+use crate::tenant::Limited;
 
 /// The request can never be met as it is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum Refusal {
     /// No host is in that zone.
     #[error("no zone `{zone}`: {}", known_text("zones", known))]
@@ -27,9 +29,10 @@ pub enum Refusal {
     },
     /// The flavor asked for has less than the resources asked for.
     #[error(
-        "flavor `{}` has {} and {}, less than the {} and {} asked for",
-        flavor.name, cpus_text(flavor.cpu_millis), bytes_text(flavor.memory_bytes),
-        cpus_text(*cpu_millis), bytes_text(*memory_bytes)
+        "flavor `{}` has {}, less than the {} asked for",
+        flavor.name,
+        size_text(flavor.cpu_millis, flavor.memory_bytes, flavor.gpus),
+        size_text(*cpu_millis, *memory_bytes, *gpus)
     )]
     FlavorTooSmall {
         /// The flavor asked for.
@@ -38,20 +41,54 @@ pub enum Refusal {
         cpu_millis: u32,
         /// Memory asked for, in bytes.
         memory_bytes: u64,
+        /// GPUs asked for.
+        gpus: u32,
     },
     /// No flavor is large enough.
     #[error(
-        "no flavor has {} and {}: the largest is `{largest}`",
-        cpus_text(*cpu_millis), bytes_text(*memory_bytes)
+        "no flavor has {}: the largest is `{largest}`",
+        size_text(*cpu_millis, *memory_bytes, *gpus)
     )]
     TooLarge {
         /// CPU asked for, in thousandths.
         cpu_millis: u32,
         /// Memory asked for, in bytes.
         memory_bytes: u64,
+        /// GPUs asked for.
+        gpus: u32,
         /// Name of the largest flavor.
         largest: String,
     },
+    /// No flavor is of that family.
+    #[error("no flavor is of the family `{0}`")]
+    UnknownFamily(String),
+    /// A family beside named flavors, which have theirs.
+    #[error("a family and flavors cannot both be asked for")]
+    FamilyAndFlavors,
+    /// More ENIs than a pod may have.
+    #[error("{0} ENIs: a pod may have {MAX_ENIS}")]
+    Enis(u32),
+    /// More disks than a pod may have.
+    #[error("{0} disks: a pod may have {MAX_DISKS}")]
+    Disks(u32),
+    /// More GPUs than a pod may have.
+    #[error("{0} GPUs: a pod may have {MAX_GPUS}")]
+    Gpus(u32),
+    /// A list of zones with none in it.
+    #[error("the list of zones is empty")]
+    NoZones,
+    /// A spread that nothing could meet.
+    #[error("a spread's largest skew must be 1 at least")]
+    Skew,
+}
+
+pub(crate) fn size_text(cpu_millis: u32, memory_bytes: u64, gpus: u32) -> String {
+    let text = format!("{} and {}", cpus_text(cpu_millis), bytes_text(memory_bytes));
+    match gpus {
+        0 => text,
+        1 => format!("{text} and 1 GPU"),
+        gpus => format!("{text} and {gpus} GPUs"),
+    }
 }
 
 fn known_text(what: &str, known: &[String]) -> String {
@@ -61,110 +98,56 @@ fn known_text(what: &str, known: &[String]) -> String {
     format!("the {what} are {}", known.join(", "))
 }
 
-/// There is no room now; there may be later. `zone` is the zone asked for, `None`
-/// where any would do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Wait {
-    /// Nobody has registered a host.
-    NoHost,
-    /// Hosts exist, but none can take a pod now.
-    NoneReady {
-        /// The zone asked for.
-        zone: Option<String>,
-        /// How many hosts there are.
-        hosts: usize,
-    },
-    /// No host has the CPU.
-    Cpu {
-        /// The zone asked for.
-        zone: Option<String>,
-        /// Wanted, in thousandths of a CPU.
-        need_millis: u32,
-        /// The most that any host has free, rounded down to the step.
-        largest_millis: u32,
-    },
-    /// No host has the memory.
-    Memory {
-        /// The zone asked for.
-        zone: Option<String>,
-        /// Wanted in bytes, without the sandbox's overhead.
-        need_bytes: u64,
-        /// The most that any host has free.
-        largest_bytes: u64,
-    },
-    /// Some hosts have the CPU, others the memory, none has both.
-    Both {
-        /// The zone asked for.
-        zone: Option<String>,
-        /// Wanted, in thousandths of a CPU.
-        need_millis: u32,
-        /// Wanted in bytes, without the sandbox's overhead.
-        need_bytes: u64,
-    },
-    /// Every host runs as many pods as it may.
-    Pods {
-        /// The zone asked for.
-        zone: Option<String>,
-    },
+/// A tenant's limit that a pod would exceed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("tenant `{tenant}` may have {} and has {}", self.amount(*limit), self.amount(*held))]
+pub struct LimitReached {
+    /// The tenant.
+    pub tenant: String,
+    /// What is limited.
+    pub what: Limited,
+    /// The most it may have.
+    pub limit: u64,
+    /// What it has.
+    pub held: u64,
 }
 
-impl fmt::Display for Wait {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let place = |zone: &Option<String>| match zone {
-            Some(zone) => format!(" in zone {zone}"),
-            None => String::new(),
-        };
-        match self {
-            Self::NoHost => f.write_str("no host has registered yet"),
-            Self::NoneReady { zone, hosts: 1 } => {
-                write!(f, "the only host{} is unreachable", place(zone))
-            }
-            Self::NoneReady { zone, hosts } => {
-                write!(f, "all {hosts} hosts{} are unreachable", place(zone))
-            }
-            Self::Cpu {
-                zone,
-                need_millis,
-                largest_millis,
-            } => write!(
-                f,
-                "no host{} has {} free: the largest gap is {}",
-                place(zone),
-                cpus_text(*need_millis),
-                cpus_text(*largest_millis)
-            ),
-            Self::Memory {
-                zone,
-                need_bytes,
-                largest_bytes,
-            } => write!(
-                f,
-                "no host{} has {} of memory free (and {} for the sandbox itself): \
-                 the largest gap is {}",
-                place(zone),
-                bytes_text(*need_bytes),
-                bytes_text(SANDBOX_OVERHEAD_BYTES),
-                bytes_text(*largest_bytes)
-            ),
-            Self::Both {
-                zone,
-                need_millis,
-                need_bytes,
-            } => write!(
-                f,
-                "no host{} has both {} and {} of memory free",
-                place(zone),
-                cpus_text(*need_millis),
-                bytes_text(*need_bytes)
-            ),
-            Self::Pods { zone } => {
-                write!(f, "every host{} runs as many pods as it may", place(zone))
-            }
+impl LimitReached {
+    fn amount(&self, amount: u64) -> String {
+        match self.what {
+            Limited::Pods => format!("{amount} pods"),
+            Limited::Cpu => cpus_text(u32::try_from(amount).unwrap_or(u32::MAX)),
+            Limited::Memory => format!("{} of memory", bytes_text(amount)),
+            Limited::Enis => format!("{amount} ENIs"),
+            Limited::Gpus => format!("{amount} GPUs"),
         }
     }
 }
 
-/// Why no place was reserved.
+/// Why the fleet reserved no place. To have no room says no more than that, since
+/// more would have to be counted: `Fleet::explain` does, for whoever asks.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Declined {
+    /// Never as it is.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// Not while the tenant holds what it holds.
+    #[error(transparent)]
+    Limit(#[from] LimitReached),
+    /// Not now.
+    #[error("there is no room now")]
+    NoRoom,
+    /// The pod has its place already.
+    #[error("pod {pod} is already placed on {host}")]
+    AlreadyPlaced {
+        /// The pod.
+        pod: PodId,
+        /// Where it is.
+        host: String,
+    },
+}
+
+/// Why [`crate::Scheduler`] reserved no place.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PlaceError {
     /// Never.
@@ -172,7 +155,7 @@ pub enum PlaceError {
     Refused(#[from] Refusal),
     /// Not now.
     #[error("{0}")]
-    Wait(Wait),
+    Wait(Box<Shortage>),
     /// The pod has its place already.
     #[error("pod {pod} is already placed on {host}")]
     AlreadyPlaced {

@@ -1,46 +1,19 @@
-//! The scheduler itself: hosts, their index, and who has a place where.
+//! A fleet for whoever needs no more than a zone and a flavor: one tenant, one kind
+//! of host, no devices to count.
 
-use std::collections::{BTreeMap, HashMap};
+use crate::amount::Amount;
+use crate::flavor::{Flavor, Flavors, STANDARD_FAMILY};
+use crate::fleet::{Fleet, HostFacts, HostStatus};
+use crate::host::{Capacity, HostError, HostSpec, HostView};
+use crate::placement::{PlacementError, PodId, Request, Reservation};
+use crate::policy::Policy;
+use crate::reason::{Declined, PlaceError, Refusal};
+use crate::template::{PodTemplate, Zones};
 
-use crate::flavor::{CPU_STEP_MILLIS, Flavor, Flavors};
-use crate::host::{Capacity, Host, HostError, HostSpec, HostView};
-use crate::index::{Entry, FreeIndex};
-use crate::placement::{PlacementError, PodId, Request, Reservation, SANDBOX_OVERHEAD_BYTES};
-use crate::reason::{PlaceError, Refusal, Wait};
-
-/// Which of the hosts with room is taken.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Policy {
-    /// The fullest, so that large gaps stay whole.
-    Pack,
-    /// The emptiest, so that pods share the least.
-    #[default]
-    Spread,
-}
-
-#[derive(Debug, Default)]
-struct Zone {
-    hosts: usize,
-    ready: usize,
-    index: FreeIndex,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Placement {
-    slot: usize,
-    takes: Capacity,
-    committed: bool,
-}
-
-/// Places pods on hosts. See the crate's documentation.
+/// Places pods on hosts by pod and host name, over a [`Fleet`].
 #[derive(Debug)]
 pub struct Scheduler {
-    flavors: Flavors,
-    policy: Policy,
-    hosts: Vec<Host>,
-    slots: HashMap<String, usize>,
-    zones: BTreeMap<String, Zone>,
-    placements: HashMap<PodId, Placement>,
+    fleet: Fleet,
 }
 
 impl Scheduler {
@@ -48,36 +21,35 @@ impl Scheduler {
     #[must_use]
     pub fn new(flavors: Flavors, policy: Policy) -> Self {
         Self {
-            flavors,
-            policy,
-            hosts: Vec::new(),
-            slots: HashMap::new(),
-            zones: BTreeMap::new(),
-            placements: HashMap::new(),
+            fleet: Fleet::new(flavors, policy),
         }
+    }
+
+    /// The fleet below, for all that this does not show.
+    pub fn fleet(&mut self) -> &mut Fleet {
+        &mut self.fleet
     }
 
     /// The flavors that requests are rounded up to.
     #[must_use]
     pub fn flavors(&self) -> &Flavors {
-        &self.flavors
+        self.fleet.flavors()
     }
 
     /// Zones that have a host, by name.
     pub fn zones(&self) -> impl Iterator<Item = &str> {
-        self.zones.keys().map(String::as_str)
+        self.fleet.zones()
     }
 
     /// All hosts, in the order in which they first came.
     pub fn hosts(&self) -> impl Iterator<Item = HostView> {
-        self.hosts.iter().map(Host::view)
+        self.fleet.hosts().map(view)
     }
 
     /// The host of that name.
     #[must_use]
     pub fn host(&self, name: &str) -> Option<HostView> {
-        let slot = *self.slots.get(name)?;
-        self.hosts.get(slot).map(Host::view)
+        self.fleet.host(name).map(view)
     }
 
     /// Adds a host, not ready yet, or changes what is known of one. A host that
@@ -86,43 +58,20 @@ impl Scheduler {
     /// # Errors
     /// [`HostError::ZoneInUse`] where it has pods and would change its zone.
     pub fn set_host(&mut self, spec: HostSpec) -> Result<(), HostError> {
-        let Some(&slot) = self.slots.get(&spec.name) else {
-            let slot = self.hosts.len();
-            self.slots.insert(spec.name.clone(), slot);
-            self.zones.entry(spec.zone.clone()).or_default().hosts += 1;
-            self.hosts.push(Host {
-                spec,
-                used: Capacity::default(),
-                ready: false,
-            });
-            return Ok(());
+        let facts = HostFacts {
+            name: spec.name,
+            zone: spec.zone,
+            family: STANDARD_FAMILY.into(),
+            capacity: Amount {
+                memory_bytes: spec.capacity.memory_bytes,
+                cpu_millis: spec.capacity.cpu_millis,
+                pods: spec.capacity.pods,
+                enis: u32::MAX,
+                disks: u32::MAX,
+                gpus: 0,
+            },
         };
-        let Some(host) = self.hosts.get(slot) else {
-            return Err(HostError::Unknown(spec.name));
-        };
-        if host.spec.zone == spec.zone {
-            self.change(slot, |host| host.spec = spec);
-            return Ok(());
-        }
-        if host.used.pods > 0 {
-            return Err(HostError::ZoneInUse {
-                host: spec.name,
-                zone: host.spec.zone.clone(),
-                pods: host.used.pods,
-            });
-        }
-        let (was_ready, old) = (host.ready, host.spec.zone.clone());
-        self.change(slot, |host| host.ready = false);
-        if let Some(zone) = self.zones.get_mut(&old) {
-            zone.hosts -= 1;
-            if zone.hosts == 0 {
-                self.zones.remove(&old);
-            }
-        }
-        self.zones.entry(spec.zone.clone()).or_default().hosts += 1;
-        self.change(slot, |host| host.spec = spec);
-        self.change(slot, |host| host.ready = was_ready);
-        Ok(())
+        self.fleet.set_host(facts).map(|_| ())
     }
 
     /// Says whether a host takes pods. Those that it has stay placed.
@@ -130,12 +79,7 @@ impl Scheduler {
     /// # Errors
     /// [`HostError::Unknown`].
     pub fn set_ready(&mut self, host: &str, ready: bool) -> Result<(), HostError> {
-        let slot = *self
-            .slots
-            .get(host)
-            .ok_or_else(|| HostError::Unknown(host.to_owned()))?;
-        self.change(slot, |host| host.ready = ready);
-        Ok(())
+        self.fleet.set_ready(host, ready)
     }
 
     /// Checks a request without placing anything.
@@ -143,19 +87,10 @@ impl Scheduler {
     /// # Errors
     /// The [`Refusal`] that [`Scheduler::reserve`] would give.
     pub fn check(&self, request: &Request) -> Result<&Flavor, Refusal> {
-        if let Some(zone) = &request.zone
-            && !self.zones.contains_key(zone)
-        {
-            return Err(Refusal::UnknownZone {
-                zone: zone.clone(),
-                known: self.zones.keys().cloned().collect(),
-            });
-        }
-        self.flavors.resolve(
-            request.cpu_millis,
-            request.memory_bytes,
-            request.flavor.as_deref(),
-        )
+        self.fleet.check(&template(request))?;
+        let flavor = request.flavor.as_deref();
+        self.flavors()
+            .resolve(request.cpu_millis, request.memory_bytes, flavor)
     }
 
     /// Holds a place for a pod.
@@ -163,30 +98,26 @@ impl Scheduler {
     /// # Errors
     /// Any [`PlaceError`]; nothing is held then.
     pub fn reserve(&mut self, pod: PodId, request: &Request) -> Result<Reservation, PlaceError> {
-        if let Some(held) = self.placements.get(&pod) {
-            let host = self.name_of(held.slot);
-            return Err(PlaceError::AlreadyPlaced { pod, host });
-        }
-        let flavor = self.check(request)?.clone();
-        let takes = takes(flavor.cpu_millis, flavor.memory_bytes);
-        let steps = flavor.cpu_millis / CPU_STEP_MILLIS;
-        let found = self
-            .candidates(request.zone.as_deref())
-            .filter_map(|zone| zone.index.find(self.policy, steps, takes.memory_bytes));
-        let chosen = match self.policy {
-            Policy::Pack => found.min(),
-            // Of equals the first registered.
-            Policy::Spread => {
-                found.max_by_key(|(steps, memory, slot)| (*steps, *memory, usize::MAX - slot))
+        let template = template(request);
+        match self.fleet.reserve(pod, &template) {
+            Ok(placed) => {
+                let host = self.fleet.host_name(placed.host).to_owned();
+                let status = self.fleet.host(&host);
+                Ok(Reservation {
+                    host,
+                    zone: status.map(|host| host.facts.zone).unwrap_or_default(),
+                    flavor: self.fleet.flavor(&placed).clone(),
+                })
             }
-        };
-        let Some((_, _, slot)) = chosen else {
-            return Err(PlaceError::Wait(self.why(request.zone.clone(), &flavor)));
-        };
-        self.place(pod, slot, takes, false);
-        let spec = self.hosts.get(slot).map(|host| host.spec.clone());
-        let (host, zone) = spec.map(|s| (s.name, s.zone)).unwrap_or_default();
-        Ok(Reservation { host, zone, flavor })
+            Err(Declined::Refused(refusal)) => Err(PlaceError::Refused(refusal)),
+            Err(Declined::AlreadyPlaced { pod, host }) => {
+                Err(PlaceError::AlreadyPlaced { pod, host })
+            }
+            Err(Declined::NoRoom | Declined::Limit(_)) => {
+                let shortage = self.fleet.explain(&template)?;
+                Err(PlaceError::Wait(Box::new(shortage)))
+            }
+        }
     }
 
     /// Makes a reservation last: the decision is durable.
@@ -194,9 +125,9 @@ impl Scheduler {
     /// # Errors
     /// [`PlacementError::NotPlaced`].
     pub fn commit(&mut self, pod: PodId) -> Result<(), PlacementError> {
-        let held = self.placements.get_mut(&pod);
-        held.ok_or(PlacementError::NotPlaced(pod))?.committed = true;
-        Ok(())
+        let held = self.fleet.placement(pod);
+        let (ticket, ..) = held.ok_or(PlacementError::NotPlaced(pod))?;
+        self.fleet.commit(ticket)
     }
 
     /// Gives a pod's place back, reserved or committed.
@@ -204,19 +135,17 @@ impl Scheduler {
     /// # Errors
     /// [`PlacementError::NotPlaced`].
     pub fn release(&mut self, pod: PodId) -> Result<(), PlacementError> {
-        let held = self.placements.remove(&pod);
-        let held = held.ok_or(PlacementError::NotPlaced(pod))?;
-        self.change(held.slot, |host| {
-            host.used = host.used.minus(held.takes);
-        });
-        Ok(())
+        let held = self.fleet.placement(pod);
+        let (ticket, ..) = held.ok_or(PlacementError::NotPlaced(pod))?;
+        self.fleet.release(ticket).map(|_| ())
     }
 
     /// Takes over a place that was committed in an earlier life of the scheduler.
     /// It holds even where the host has shrunk since.
     ///
     /// # Errors
-    /// [`PlacementError::UnknownHost`], [`PlacementError::AlreadyPlaced`].
+    /// [`PlacementError::UnknownHost`], [`PlacementError::AlreadyPlaced`],
+    /// [`PlacementError::Absurd`].
     pub fn adopt(
         &mut self,
         pod: PodId,
@@ -224,127 +153,51 @@ impl Scheduler {
         cpu_millis: u32,
         memory_bytes: u64,
     ) -> Result<(), PlacementError> {
-        if let Some(held) = self.placements.get(&pod) {
-            let host = self.name_of(held.slot);
-            return Err(PlacementError::AlreadyPlaced { pod, host });
-        }
-        let slot = self.slots.get(host).copied();
-        let slot = slot.ok_or_else(|| PlacementError::UnknownHost(host.to_owned()))?;
-        self.place(pod, slot, takes(cpu_millis, memory_bytes), true);
-        Ok(())
+        let spec = PodTemplate::default();
+        let adopted = self
+            .fleet
+            .adopt(pod, &spec, host, cpu_millis, memory_bytes, 0);
+        adopted.map(|_| ())
     }
 
     /// Where a pod has its place, and whether it is committed.
     #[must_use]
     pub fn placement(&self, pod: PodId) -> Option<(&str, bool)> {
-        let held = self.placements.get(&pod)?;
-        let host = self.hosts.get(held.slot)?;
-        Some((&host.spec.name, held.committed))
-    }
-
-    fn name_of(&self, slot: usize) -> String {
-        let host = self.hosts.get(slot);
-        host.map(|host| host.spec.name.clone()).unwrap_or_default()
-    }
-
-    fn candidates(&self, zone: Option<&str>) -> impl Iterator<Item = &Zone> {
-        self.zones
-            .iter()
-            .filter(move |(name, _)| zone.is_none_or(|wanted| wanted == name.as_str()))
-            .map(|(_, zone)| zone)
-    }
-
-    fn place(&mut self, pod: PodId, slot: usize, takes: Capacity, committed: bool) {
-        self.change(slot, |host| {
-            host.used.cpu_millis = host.used.cpu_millis.saturating_add(takes.cpu_millis);
-            host.used.memory_bytes = host.used.memory_bytes.saturating_add(takes.memory_bytes);
-            host.used.pods = host.used.pods.saturating_add(takes.pods);
-        });
-        self.placements.insert(
-            pod,
-            Placement {
-                slot,
-                takes,
-                committed,
-            },
-        );
-    }
-
-    /// Every change of a host goes through here, so that the index follows.
-    fn change(&mut self, slot: usize, change: impl FnOnce(&mut Host)) {
-        let Some(host) = self.hosts.get_mut(slot) else {
-            return;
-        };
-        if let Some(zone) = self.zones.get_mut(&host.spec.zone) {
-            zone.ready -= usize::from(host.ready);
-            if let Some(entry) = entry(host, slot) {
-                zone.index.remove(entry);
-            }
-        }
-        change(host);
-        if let Some(zone) = self.zones.get_mut(&host.spec.zone) {
-            zone.ready += usize::from(host.ready);
-            if let Some(entry) = entry(host, slot) {
-                zone.index.insert(entry);
-            }
-        }
-    }
-
-    /// Why no host of the zone has room for the flavor.
-    fn why(&self, zone: Option<String>, flavor: &Flavor) -> Wait {
-        let (mut hosts, mut ready) = (0, 0);
-        let mut largest: Option<(u32, u64)> = None;
-        for candidate in self.candidates(zone.as_deref()) {
-            hosts += candidate.hosts;
-            ready += candidate.ready;
-            if let Some((steps, memory)) = candidate.index.largest() {
-                let (s, m) = largest.unwrap_or_default();
-                largest = Some((s.max(steps), m.max(memory)));
-            }
-        }
-        if hosts == 0 {
-            return Wait::NoHost;
-        }
-        if ready == 0 {
-            return Wait::NoneReady { zone, hosts };
-        }
-        let Some((steps, largest_bytes)) = largest else {
-            return Wait::Pods { zone };
-        };
-        let largest_millis = steps.saturating_mul(CPU_STEP_MILLIS);
-        if largest_millis < flavor.cpu_millis {
-            return Wait::Cpu {
-                zone,
-                need_millis: flavor.cpu_millis,
-                largest_millis,
-            };
-        }
-        if largest_bytes < takes(flavor.cpu_millis, flavor.memory_bytes).memory_bytes {
-            return Wait::Memory {
-                zone,
-                need_bytes: flavor.memory_bytes,
-                largest_bytes,
-            };
-        }
-        Wait::Both {
-            zone,
-            need_millis: flavor.cpu_millis,
-            need_bytes: flavor.memory_bytes,
-        }
+        let (_, host, committed) = self.fleet.placement(pod)?;
+        Some((self.fleet.host_name(host), committed))
     }
 }
 
-/// What a pod of that size takes of its host.
-fn takes(cpu_millis: u32, memory_bytes: u64) -> Capacity {
+fn template(request: &Request) -> PodTemplate {
+    PodTemplate {
+        cpu_millis: request.cpu_millis,
+        memory_bytes: request.memory_bytes,
+        flavors: request.flavor.iter().cloned().collect(),
+        zones: match &request.zone {
+            None => Zones::Any,
+            Some(zone) => Zones::AnyOf(vec![zone.clone()]),
+        },
+        ..PodTemplate::default()
+    }
+}
+
+fn capacity(amount: Amount) -> Capacity {
     Capacity {
-        cpu_millis,
-        memory_bytes: memory_bytes.saturating_add(SANDBOX_OVERHEAD_BYTES),
-        pods: 1,
+        cpu_millis: amount.cpu_millis,
+        memory_bytes: amount.memory_bytes,
+        pods: amount.pods,
     }
 }
 
-/// Where a host stands in its zone's index; `None`: it takes no pod.
-fn entry(host: &Host, slot: usize) -> Option<Entry> {
-    let free = host.free();
-    (host.ready && free.pods > 0).then(|| (host.free_steps(), free.memory_bytes, slot))
+fn view(status: HostStatus) -> HostView {
+    HostView {
+        spec: HostSpec {
+            name: status.facts.name,
+            zone: status.facts.zone,
+            capacity: capacity(status.facts.capacity),
+        },
+        free: capacity(status.free),
+        pods: status.used.pods,
+        ready: status.ready,
+    }
 }

@@ -69,6 +69,7 @@ fn refusal(refusal: Refusal) -> Failure {
         Refusal::UnknownZone { .. } => "spec.zone",
         Refusal::UnknownFlavor { .. } | Refusal::FlavorTooSmall { .. } => "spec.flavor",
         Refusal::TooLarge { .. } => "spec.containers",
+        _ => "spec",
     };
     Failure::invalid(field, refusal.to_string())
 }

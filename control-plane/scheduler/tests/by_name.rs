@@ -1,11 +1,11 @@
-//! What holds after any history of hosts and pods coming and going.
+//! What holds for a scheduler by name after any history of hosts and pods.
 #![allow(clippy::unwrap_used)] // the helpers are tests too
 
 use std::collections::BTreeMap;
 
 use longship_scheduler::{
-    Capacity, Flavor, Flavors, HostSpec, PlaceError, PodId, Policy, Refusal, Request,
-    SANDBOX_OVERHEAD_BYTES, Scheduler, Wait,
+    Capacity, Cause, Flavor, Flavors, HostSpec, PlaceError, PodId, Policy, Refusal, Request,
+    SANDBOX_OVERHEAD_BYTES, Scheduler, Shortage,
 };
 use proptest::prelude::*;
 
@@ -89,21 +89,10 @@ impl Model {
             && memory + flavor.memory_bytes + SANDBOX_OVERHEAD_BYTES <= capacity.memory_bytes
             && pods < u64::from(capacity.pods)
     }
-
-    /// Free CPU in whole quarters, then memory: what the policies compare.
-    fn gap(&self, host: &str) -> (u64, u64) {
-        let (_, capacity, _) = &self.hosts[host];
-        let (cpu, memory, _) = self.used(host);
-        (
-            (u64::from(capacity.cpu_millis) - cpu) / 250,
-            capacity.memory_bytes - memory,
-        )
-    }
 }
 
 fn check_placement(
     model: &mut Model,
-    policy: Policy,
     pod: u8,
     request: &Request,
     outcome: &Result<longship_scheduler::Reservation, PlaceError>,
@@ -118,14 +107,6 @@ fn check_placement(
             prop_assert!(place.flavor.memory_bytes >= request.memory_bytes);
             prop_assert_eq!(&model.hosts[&chosen].0, &place.zone);
             prop_assert!(model.fits(&chosen, zone, &place.flavor), "over-committed");
-            let gaps = model.hosts.keys();
-            let gaps = gaps.filter(|host| model.fits(host, zone, &place.flavor));
-            let gaps = gaps.map(|host| model.gap(host));
-            let best = match policy {
-                Policy::Pack => gaps.min(),
-                Policy::Spread => gaps.max(),
-            };
-            prop_assert_eq!(Some(model.gap(&chosen)), best);
             model.pods.insert(pod, (chosen, place.flavor.clone()));
         }
         Err(PlaceError::AlreadyPlaced { host, .. }) => {
@@ -166,47 +147,30 @@ fn check_reason(
     model: &Model,
     zone: Option<&str>,
     flavor: &Flavor,
-    wait: &Wait,
+    wait: &Shortage,
 ) -> Result<(), TestCaseError> {
     let there = |host: &&String| zone.is_none_or(|zone| zone == model.hosts[*host].0);
     let hosts: Vec<&String> = model.hosts.keys().filter(there).collect();
-    let open = |host: &&&String| {
-        let (_, capacity, ready) = &model.hosts[**host];
-        *ready && model.used(host).2 < u64::from(capacity.pods)
-    };
-    match wait {
-        Wait::NoHost => prop_assert!(hosts.is_empty()),
-        Wait::NoneReady { hosts: count, .. } => {
-            prop_assert_eq!(*count, hosts.len());
-            prop_assert!(hosts.iter().all(|host| !model.hosts[*host].2));
-        }
-        Wait::Pods { .. } => prop_assert!(!hosts.iter().any(|host| open(&host))),
-        Wait::Cpu { largest_millis, .. } => {
-            let most = hosts.iter().filter(open).map(|host| model.free(host).0);
-            prop_assert_eq!(
-                Some(u64::from(*largest_millis) / 250),
-                most.map(|m| m / 250).max()
-            );
-            prop_assert!(*largest_millis < flavor.cpu_millis);
-        }
-        Wait::Memory { largest_bytes, .. } => {
-            let most = hosts
-                .iter()
-                .filter(open)
-                .map(|host| model.free(host).1)
-                .max();
-            prop_assert_eq!(Some(*largest_bytes), most);
-            prop_assert!(*largest_bytes < flavor.memory_bytes + SANDBOX_OVERHEAD_BYTES);
-        }
-        Wait::Both { .. } => {
-            let memory = flavor.memory_bytes + SANDBOX_OVERHEAD_BYTES;
-            let cpu = u64::from(flavor.cpu_millis);
-            let mut with_cpu = hosts.iter().filter(open);
-            prop_assert!(with_cpu.any(|host| model.free(host).0 >= cpu));
-            let mut with_memory = hosts.iter().filter(open);
-            prop_assert!(with_memory.any(|host| model.free(host).1 >= memory));
-        }
+    prop_assert_eq!(wait.hosts as usize, hosts.len());
+    prop_assert_eq!(wait.fitting, 0);
+    prop_assert_eq!(wait.causes.values().sum::<u32>(), wait.hosts);
+    let mut counted = BTreeMap::new();
+    for host in hosts {
+        let (_, capacity, ready) = &model.hosts[host];
+        let (cpu, memory) = model.free(host);
+        let cpu = cpu < u64::from(flavor.cpu_millis);
+        let memory = memory < flavor.memory_bytes + SANDBOX_OVERHEAD_BYTES;
+        let cause = match (ready, cpu, memory) {
+            (false, ..) => Cause::Unreachable,
+            _ if model.used(host).2 >= u64::from(capacity.pods) => Cause::Pods,
+            (_, true, true) => Cause::CpuAndMemory,
+            (_, true, false) => Cause::Cpu,
+            (_, false, _) => Cause::Memory,
+        };
+        *counted.entry(cause).or_default() += 1;
     }
+    prop_assert_eq!(&wait.causes, &counted);
+    prop_assert!(!wait.to_string().is_empty());
     Ok(())
 }
 
@@ -261,7 +225,7 @@ fn play(policy: Policy, steps: &[Step]) -> Result<Vec<String>, TestCaseError> {
             Step::Reserve { pod, request } => {
                 let outcome = scheduler.reserve(PodId(u128::from(*pod)), request);
                 decisions.push(format!("{outcome:?}"));
-                check_placement(&mut model, policy, *pod, request, &outcome)?;
+                check_placement(&mut model, *pod, request, &outcome)?;
             }
             Step::Commit { pod } => {
                 let outcome = scheduler.commit(PodId(u128::from(*pod)));
@@ -362,7 +326,7 @@ fn reasons_are_sentences_for_a_person() {
     );
     assert_eq!(
         said(request(4000, 8, None)),
-        "no host has both 4 CPUs and 8 GiB of memory free"
+        "of 2 hosts: 1 lacks CPU, 1 lacks memory"
     );
     assert_eq!(
         said(request(1000, 1, Some("c"))),
@@ -399,7 +363,7 @@ fn an_adopted_place_holds_on_a_host_that_has_shrunk() {
     assert_eq!(scheduler.placement(PodId(1)), Some(("h1", true)));
     let refused = scheduler.reserve(PodId(2), &request(250, 0, None));
     assert!(
-        matches!(refused, Err(PlaceError::Wait(Wait::Cpu { .. }))),
+        matches!(&refused, Err(PlaceError::Wait(wait)) if wait.causes[&Cause::CpuAndMemory] == 1),
         "{refused:?}"
     );
     scheduler.release(PodId(1)).unwrap();

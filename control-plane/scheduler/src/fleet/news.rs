@@ -1,0 +1,79 @@
+//! What has changed for those that wait, so that only they are tried again who may
+//! have a place now.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Fleet;
+use crate::amount::Amount;
+use crate::template::Class;
+use crate::tenant::Limits;
+
+/// Since it was last taken.
+#[derive(Debug, Default)]
+pub(crate) struct News {
+    /// The most that a host with more room than before has free, by cell.
+    pub(crate) rooms: BTreeMap<u32, Amount>,
+    /// Tenants whose pods, limits or reservations have changed: what they must be
+    /// with or apart from may have.
+    pub(crate) tenants: BTreeSet<u32>,
+    /// Spreads over hosts and zones may be measured against other hosts now.
+    pub(crate) hosts: bool,
+}
+
+impl News {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rooms.is_empty() && self.tenants.is_empty() && !self.hosts
+    }
+}
+
+impl Fleet {
+    /// Whether pods of a template that found no room may find it now.
+    pub(crate) fn may_have_room(&self, template: u32, news: &News) -> bool {
+        let template = &self.templates[template];
+        // What pods of its tenant are where, what it holds and has reserved, whom it
+        // may evict.
+        if news.tenants.contains(&template.tenant) {
+            let limits = &self.tenants[template.tenant as usize].limits;
+            let touched = !template.uses.is_empty()
+                || !template.matched.is_empty()
+                || template.spec.preempts
+                || template.spec.class == Class::Reserved
+                || *limits != Limits::default();
+            if touched {
+                return true;
+            }
+        }
+        if news.hosts && !template.uses.is_empty() {
+            return true;
+        }
+        template.choices.iter().any(|choice| {
+            let mut cells = self
+                .zones_of(template)
+                .filter_map(|zone| self.cell_of(zone, choice.family));
+            cells.any(|cell| {
+                let most = news.rooms.get(&cell);
+                most.is_some_and(|most| choice.takes.fits(*most))
+            })
+        })
+    }
+
+    /// A host may have more room than before.
+    pub(super) fn tell_room(&mut self, host: u32) {
+        self.news.hosts = true;
+        self.tell_free(host);
+    }
+
+    pub(super) fn tell_free(&mut self, host: u32) {
+        let entry = &self.hosts[host];
+        if entry.is_open() {
+            let (cell, free) = (entry.cell, self.free(host).plus(entry.spot));
+            let most = self.news.rooms.entry(cell).or_default();
+            *most = most.most(free);
+        }
+    }
+
+    /// All news since the last time.
+    pub(crate) fn take_news(&mut self) -> News {
+        std::mem::take(&mut self.news)
+    }
+}
