@@ -8,6 +8,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::cgroup::Share;
+use crate::channel::ChannelError;
 use crate::host::Host;
 use crate::pressure::Pressure;
 use crate::shape::Shape;
@@ -88,12 +89,21 @@ impl Machines {
                 timeline.add_agent("clone", started);
                 Ok(vmm)
             }
-            Err(error @ VmmError::Call { .. }) => {
+            Err(
+                error @ VmmError::Call {
+                    error: ChannelError::Refused(_),
+                    ..
+                },
+            ) => {
                 templates.give_up(&template, error.to_string());
                 self.boot_by_itself(shape, share, timeline).await
             }
             Err(error) => Err(error),
         }
+    }
+
+    pub(crate) fn host(&self) -> &Host {
+        &self.host
     }
 
     /// A sandbox is on its way until what this gives is dropped.

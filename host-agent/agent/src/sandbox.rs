@@ -13,13 +13,17 @@ use crate::board::Board;
 use crate::cgroup::Share;
 use crate::machines::Machines;
 use crate::request::{Device, Spec};
+use crate::stages::Place;
 use crate::state::{Event, State};
 use crate::timeline::Timeline;
-use crate::vmm::{Vmm, VmmEvent, connect, sleep_until};
+use crate::vmm::{Vmm, VmmError, VmmEvent, connect, sleep_until};
 
 /// How long a guest may boot with whatever CPU time is idle, before it is held to its
 /// own. A quarter of a CPU would make every boot four times as long.
 const BOOT_BOOST: Duration = Duration::from_secs(10);
+
+/// How long a guest that does nothing may keep others from starting.
+const FIRST_ACT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Where the answer to a command goes.
 pub(crate) type Answer = oneshot::Sender<Result<Sandbox, Failure>>;
@@ -55,6 +59,8 @@ pub(crate) struct SandboxTask {
     vmm: Option<Vmm>,
     /// When its CPU time is to be limited.
     limit_cpu_at: Option<Instant>,
+    /// Its place among those that start, until its first act or this time.
+    starting: Option<(Place, Instant)>,
     /// What it was started with.
     devices: Option<Vec<Device>>,
 }
@@ -74,6 +80,7 @@ impl SandboxTask {
             shown,
             vmm: None,
             limit_cpu_at: None,
+            starting: None,
             devices: None,
         }
     }
@@ -82,7 +89,9 @@ impl SandboxTask {
     pub(crate) async fn run(mut self, commands: &mut mpsc::Receiver<Command>) -> Finished {
         let mut early = Vec::new();
         let stopped = tokio::select! {
-            prepared = self.prepare() => match prepared {
+            // What only the beginning and the end need is boxed: the task is there for as
+            // long as the sandbox.
+            prepared = Box::pin(self.prepare()) => match prepared {
                 Ok(()) => None,
                 Err(failure) => return Finished::Failed(failure),
             },
@@ -96,20 +105,25 @@ impl SandboxTask {
                     drop(answer.send(Err(Failure::conflict(message.clone()))));
                 }
             }
-            self.stop().await;
+            Box::pin(self.stop()).await;
             return Finished::Stopped(stopped);
         }
         for command in early {
             self.obey(command).await;
         }
         loop {
+            let give_place_at = self.starting.as_ref().map(|(_, until)| *until);
             let command = tokio::select! {
                 command = commands.recv() => command,
                 event = event(&mut self.vmm) => {
                     match event {
                         VmmEvent::Alive(alive_us) => self.alive(alive_us),
-                        VmmEvent::Over => self.exited().await,
+                        VmmEvent::Over => Box::pin(self.exited()).await,
                     }
+                    continue;
+                }
+                () = sleep_until(give_place_at), if give_place_at.is_some() => {
+                    self.starting = None;
                     continue;
                 }
                 () = sleep_until(self.limit_cpu_at), if self.limit_cpu_at.is_some() => {
@@ -119,12 +133,12 @@ impl SandboxTask {
             };
             match command {
                 Some(Command::Stop(answer)) => {
-                    self.stop().await;
+                    Box::pin(self.stop()).await;
                     return Finished::Stopped(Some(answer));
                 }
                 Some(command) => self.obey(command).await,
                 None => {
-                    self.stop().await;
+                    Box::pin(self.stop()).await;
                     return Finished::Stopped(None);
                 }
             }
@@ -136,7 +150,9 @@ impl SandboxTask {
         match command {
             // Who asked may have gone; what was done stays done.
             Command::Prepare(answer) => drop(answer.send(Ok(self.shown.clone()))),
-            Command::Start(devices, answer) => drop(answer.send(self.start(devices).await)),
+            Command::Start(devices, answer) => {
+                drop(answer.send(Box::pin(self.start(devices)).await))
+            }
             Command::Stop(_) => {}
         }
     }
@@ -198,8 +214,15 @@ impl SandboxTask {
         if let Some(next) = self.state.after(Event::Start) {
             self.state = next;
         }
-        match vmm.start(connected, &mut timeline).await {
-            Ok(()) => {
+        let begun = async {
+            vmm.attach(connected, &mut timeline).await?;
+            let place = machines.host().stages.guest.enter().await;
+            vmm.boot(&mut timeline).await?;
+            Ok::<_, VmmError>(place)
+        };
+        match begun.await {
+            Ok(place) => {
+                self.starting = Some((place, Instant::now() + FIRST_ACT_PATIENCE));
                 self.shown.timeline = timeline.into_stages();
                 tracing::debug!(id = %self.spec.id, "running");
                 self.limit_cpu_at = Some(Instant::now() + BOOT_BOOST);
@@ -232,12 +255,14 @@ impl SandboxTask {
 
     /// The guest did its first act.
     fn alive(&mut self, alive_us: i64) {
+        self.starting = None;
         self.shown.alive_us = alive_us;
         self.board.show(&self.spec.id, self.shown.clone());
     }
 
     /// The VMM has ended without being asked to.
     async fn exited(&mut self) {
+        self.starting = None;
         if let Some(vmm) = self.vmm.take() {
             let exit = vmm.end().await;
             tracing::debug!(id = %self.spec.id, by_guest = exit.by_guest, "exited: {}", exit.message);

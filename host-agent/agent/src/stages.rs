@@ -2,21 +2,31 @@
 //! asked for at once would only make each other slow where the kernel does such things
 //! one by one anyway; each stage is bounded by itself, so that none waits for another.
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// One stage. Whoever waits for it is let in in order, and no deadline runs meanwhile.
 #[derive(Debug)]
-pub(crate) struct Stage(Semaphore);
+pub(crate) struct Stage(Arc<Semaphore>);
+
+/// A place in a stage, held until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    _permit: Option<OwnedSemaphorePermit>,
+}
 
 impl Stage {
     fn new(width: usize) -> Self {
-        Self(Semaphore::new(width.clamp(1, Semaphore::MAX_PERMITS)))
+        let width = width.clamp(1, Semaphore::MAX_PERMITS);
+        Self(Arc::new(Semaphore::new(width)))
     }
 
-    /// Waits for a place, which is held until the permit is dropped.
-    pub(crate) async fn enter(&self) -> Option<SemaphorePermit<'_>> {
+    /// Waits for a place.
+    pub(crate) async fn enter(&self) -> Place {
         // An error would mean that it was closed, which nobody does.
-        self.0.acquire().await.ok()
+        let _permit = Arc::clone(&self.0).acquire_owned().await.ok();
+        Place { _permit }
     }
 }
 
@@ -29,6 +39,9 @@ pub(crate) struct Stages {
     pub(crate) process: Stage,
     /// Building machines: KVM's own locks, and memory.
     pub(crate) machine: Stage,
+    /// Guests between their start and their first act: more than there are CPUs only
+    /// make each other's later.
+    pub(crate) guest: Stage,
 }
 
 impl Stages {
@@ -38,13 +51,13 @@ impl Stages {
             cgroup: Stage::new(width),
             process: Stage::new(width),
             machine: Stage::new(width),
+            guest: Stage::new(width),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;

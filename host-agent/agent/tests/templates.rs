@@ -222,6 +222,29 @@ async fn a_warm_clone_is_taken_and_another_takes_its_place() {
 }
 
 #[tokio::test]
+async fn warm_clones_make_room_when_memory_is_short() {
+    let (_folder, mut agent) = agent("short", parking_guest::parks, &[]).await;
+    agent.prepare(sandbox("pod", 1)).await.unwrap();
+    agent.warm(2).await;
+    // Until less than a sixteenth is left.
+    let name = c"hog";
+    let hog = nix::sys::memfd::memfd_create(name, nix::sys::memfd::MFdFlags::empty()).unwrap();
+    let usage = agent.usage().await;
+    let all = usage.available_bytes - usage.total_bytes / 20;
+    let step = 16 << 20;
+    for offset in (0..all).step_by(step) {
+        let offset = i64::try_from(offset).unwrap();
+        let flags = nix::fcntl::FallocateFlags::empty();
+        nix::fcntl::fallocate(&hog, flags, offset, i64::try_from(step).unwrap()).unwrap();
+    }
+    agent.warm(0).await;
+    assert_eq!(agent.cgroups().len(), 1, "only the sandbox is left");
+    // Whoever asks is served all the same.
+    drop(hog);
+    agent.prepare(sandbox("next", 1)).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_template_that_fails_makes_sandboxes_boot_by_themselves() {
     let (_folder, mut agent) = agent("fallback", parking_guest::refuses_to_park, &[]).await;
     for id in ["one", "two"] {

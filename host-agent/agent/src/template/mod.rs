@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use longship_proto::agent::v1 as wire;
 use tokio::sync::watch;
@@ -20,8 +21,10 @@ pub(crate) use key::Contents;
 
 use crate::host::Host;
 use crate::shape::Shape;
-use shelf::{Look, Shelf, State};
+use shelf::{Shelf, State};
 
+/// For a template that is being made; booting takes not much longer than that.
+const WAIT_PATIENCE: Duration = Duration::from_secs(20);
 /// More kinds of machines than a host offers flavors.
 const TEMPLATES_MAX: usize = 64;
 
@@ -89,19 +92,21 @@ impl Templates {
     }
 
     /// The template of this shape, which is made first where there is none. `None`
-    /// where it could not be made: machines of this shape boot by themselves then.
+    /// where that fails, is likely to fail again, or takes too long: machines of this
+    /// shape boot by themselves then.
     pub(crate) async fn of(self: &Arc<Self>, shape: Shape) -> Option<Arc<Template>> {
-        let mut state = match self.shelf().look(shape, Instant::now()) {
-            Look::Known(state) => state,
-            Look::Missing(done) => {
-                let state = done.subscribe();
-                self.make(shape, done);
-                state
-            }
-        };
-        // An error means that the agent ends.
-        let settled = state.wait_for(|state| !matches!(state, State::Making));
-        match &*settled.await.ok()? {
+        let look = self.shelf().look(shape, Instant::now());
+        if let Some(done) = look.missing {
+            self.make(shape, done);
+        }
+        let mut state = look.state;
+        let settled = state.wait_for(|state| look.doubtful || !matches!(state, State::Making));
+        // Two errors: it takes too long, and the agent ends.
+        let settled = tokio::time::timeout(WAIT_PATIENCE, settled)
+            .await
+            .ok()?
+            .ok()?;
+        match &*settled {
             State::Ready(template) => Some(Arc::clone(template)),
             State::Making | State::Failed(_) => None,
         }

@@ -31,12 +31,14 @@ pub(super) struct Failed {
 
 /// What [`Shelf::look`] finds.
 #[derive(Debug)]
-pub(super) enum Look<T> {
+pub(super) struct Look<T> {
     /// It is there, on its way, or known not to be had now.
-    Known(watch::Receiver<State<T>>),
+    pub(super) state: watch::Receiver<State<T>>,
     /// Nobody makes it: whoever gets this has to. It ends with [`Shelf::put`] or
     /// [`Shelf::fail`].
-    Missing(watch::Sender<State<T>>),
+    pub(super) missing: Option<watch::Sender<State<T>>>,
+    /// The last attempt failed: it is not worth waiting for this one.
+    pub(super) doubtful: bool,
 }
 
 #[derive(Debug)]
@@ -97,9 +99,12 @@ impl<T: Clone> Shelf<T> {
         let due = matches!(&*slot.state.borrow(), State::Failed(failed) if failed.retry_at <= now);
         if due {
             slot.state.send_replace(State::Making);
-            return Look::Missing(slot.state.clone());
         }
-        Look::Known(slot.state.subscribe())
+        Look {
+            state: slot.state.subscribe(),
+            missing: due.then(|| slot.state.clone()),
+            doubtful: slot.failures > 0,
+        }
     }
 
     /// The one of this shape, where it is at hand.
@@ -198,24 +203,19 @@ mod tests {
     }
 
     fn made(shelf: &mut Shelf<u32>, number: u32, bytes: u64) {
-        match shelf.look(shape(number), Instant::now()) {
-            Look::Missing(done) => shelf.put(shape(number), number, bytes, &done),
-            Look::Known(_) => panic!("it is there"),
-        }
+        let look = shelf.look(shape(number), Instant::now());
+        shelf.put(shape(number), number, bytes, &look.missing.unwrap());
     }
 
     #[test]
     fn one_is_made_however_many_ask() {
         let mut shelf = Shelf::new(4, 100);
-        let Look::Missing(done) = shelf.look(shape(1), Instant::now()) else {
-            panic!("nobody has made it");
-        };
-        let Look::Known(waiting) = shelf.look(shape(1), Instant::now()) else {
-            panic!("it is being made");
-        };
+        let done = shelf.look(shape(1), Instant::now()).missing.unwrap();
+        let waiting = shelf.look(shape(1), Instant::now());
+        assert!(waiting.missing.is_none() && !waiting.doubtful);
         assert!(shelf.ready(shape(1)).is_none());
         shelf.put(shape(1), 7, 10, &done);
-        assert!(matches!(&*waiting.borrow(), State::Ready(7)));
+        assert!(matches!(&*waiting.state.borrow(), State::Ready(7)));
         assert_eq!((shelf.ready(shape(1)), shelf.held_bytes()), (Some(7), 10));
     }
 
@@ -224,13 +224,18 @@ mod tests {
         let mut shelf = Shelf::<u32>::new(4, 100);
         let mut now = Instant::now();
         let mut waits = Vec::new();
-        assert!(matches!(shelf.look(shape(1), now), Look::Missing(_)));
+        let first = shelf.look(shape(1), now);
+        assert!(first.missing.is_some() && !first.doubtful);
         for _ in 0..8 {
             shelf.fail(shape(1), "no".into(), now);
             let failed_at = now;
-            while matches!(shelf.look(shape(1), now), Look::Known(_)) {
+            while shelf.look(shape(1), now).missing.is_none() {
                 now += Duration::from_secs(10);
             }
+            assert!(
+                shelf.look(shape(1), now).doubtful,
+                "nobody waits for this one"
+            );
             waits.push((now - failed_at).as_secs());
         }
         assert_eq!(waits, [30, 60, 120, 240, 480, 600, 600, 600]);
@@ -259,7 +264,7 @@ mod tests {
                 if let Some(at) = kept.iter().position(|(other, _)| *other == number) {
                     let known = kept.remove(at);
                     kept.insert(0, known);
-                    prop_assert!(matches!(shelf.look(shape(number), Instant::now()), Look::Known(_)));
+                    prop_assert!(shelf.look(shape(number), Instant::now()).missing.is_none());
                 } else {
                     made(&mut shelf, number, bytes);
                     kept.insert(0, (number, bytes));

@@ -82,35 +82,37 @@ impl Vmm {
         Ok(())
     }
 
-    /// Attaches the devices in their order, then starts the vCPUs.
+    /// Attaches the devices in their order.
     ///
     /// # Errors
     /// [`VmmError`]; the machine is of no use then.
-    pub(crate) async fn start(
+    pub(crate) async fn attach(
         &mut self,
         devices: Vec<Connected>,
         timeline: &mut Timeline,
     ) -> Result<(), VmmError> {
-        if !devices.is_empty() {
-            let started = now_us();
-            let mut asked = Vec::with_capacity(devices.len());
-            for Connected { device, socket } in devices {
-                let attach = Operation::Attach(wire::AttachDevice {
-                    r#type: device.kind.into(),
-                });
-                let attach = self
-                    .channel
-                    .ask(attach, &[socket.as_fd()])
-                    .map_err(call_error("attach a device", &device.field))?;
-                asked.push((attach, device.field));
-            }
-            for (attach, field) in asked {
-                let steps = self.channel.answer(attach, CALL_PATIENCE).await;
-                timeline.add_vmm(steps.map_err(call_error("attach a device", &field))?);
-            }
-            timeline.add_agent("attach", started);
+        if devices.is_empty() {
+            return Ok(());
         }
-        self.boot(timeline).await
+        let started = now_us();
+        // All are asked for before the first answer is waited for.
+        let mut asked = Vec::with_capacity(devices.len());
+        for Connected { device, socket } in devices {
+            let attach = Operation::Attach(wire::AttachDevice {
+                r#type: device.kind.into(),
+            });
+            let attach = self
+                .channel
+                .ask(attach, &[socket.as_fd()])
+                .map_err(call_error("attach a device", &device.field))?;
+            asked.push((attach, device.field));
+        }
+        for (attach, field) in asked {
+            let steps = self.channel.answer(attach, CALL_PATIENCE).await;
+            timeline.add_vmm(steps.map_err(call_error("attach a device", &field))?);
+        }
+        timeline.add_agent("attach", started);
+        Ok(())
     }
 
     /// Lets the vCPUs go.

@@ -184,8 +184,11 @@ impl Agent {
 }
 
 impl Drop for Agent {
+    /// Lets it take its sandboxes along: the next test counts memory.
     fn drop(&mut self) {
-        let _ = self.process.kill();
+        if let Ok(None) = self.process.try_wait() {
+            self.signal(nix::sys::signal::Signal::SIGTERM);
+        }
         let _ = self.process.wait();
     }
 }
