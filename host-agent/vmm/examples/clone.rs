@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! clone --kernel VMLINUX [--initramfs FILE] [--vcpus N] [--memory MIB] [--window MIB]
-//!       [--command-line TEXT] [--clones N] [--keep] [--vmm PATH]
+//!       [--command-line TEXT] [--clones N] [--hold SECONDS] [--vmm PATH]
 //! ```
 //!
 //! `--window 0`: profile DIRECT. Without an initramfs, the guest's only program parks,
-//! says that it lives, and sleeps. `--keep`: all clones live at the same time.
+//! says that it lives, and sleeps.
 //!
 //! The VMM is the `longship-vmm` beside the examples' folder, or `--vmm PATH`.
 
@@ -20,6 +20,7 @@ mod played_agent;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Parser;
 use guest_program::Program;
@@ -48,8 +49,9 @@ struct Arguments {
     command_line: String,
     #[arg(long, default_value_t = 9)]
     clones: usize,
-    #[arg(long)]
-    keep: bool,
+    /// Let all clones live at the same time, and so many seconds longer.
+    #[arg(long, value_name = "SECONDS")]
+    hold: Option<u64>,
     #[arg(long)]
     vmm: Option<PathBuf>,
 }
@@ -179,7 +181,7 @@ fn main() {
         times.add("  boot → first entry", run - replied);
         times.add_steps("boot", &booted);
         times.add("  first entry → alive", alive - run);
-        if arguments.keep {
+        if arguments.hold.is_some() {
             kept.push(vmm);
         } else {
             let began = now_us();
@@ -189,4 +191,7 @@ fn main() {
         }
     }
     times.print();
+    if let Some(seconds) = arguments.hold {
+        std::thread::sleep(Duration::from_secs(seconds));
+    }
 }

@@ -64,8 +64,8 @@ pub(crate) enum MachineError {
     NotParked,
     #[error("the machine is to become a template: it has no devices")]
     Template,
-    #[error("the guest has used its DMA window: what is in it would be lost")]
-    WindowUsed,
+    #[error("the guest has used its DMA window at offset {offset:#x}: that would be lost")]
+    WindowUsed { offset: u64 },
     #[error("the PCI bus has no place for another device")]
     BusFull,
     #[error(transparent)]
@@ -83,7 +83,7 @@ impl From<MachineError> for Failure {
             | MachineError::Parked
             | MachineError::NotParked
             | MachineError::Template
-            | MachineError::WindowUsed => Self::conflict(message),
+            | MachineError::WindowUsed { .. } => Self::conflict(message),
             MachineError::State(e) => e.into(),
             MachineError::BusFull => Self::exhausted(message),
             MachineError::Attach(AttachError::Unfit { .. }) => Self::invalid("socket", message),
@@ -358,8 +358,8 @@ impl Machine {
             return Err(MachineError::NotParked);
         };
         let ram = &self.wiring.ram;
-        if !snapshot::window_is_unused(ram) {
-            return Err(MachineError::WindowUsed);
+        if let Some(offset) = snapshot::first_used_of_window(ram) {
+            return Err(MachineError::WindowUsed { offset });
         }
         steps.measure("state", || {
             let state = MachineState::capture(&Still {

@@ -30,7 +30,7 @@ pub(crate) use crate::snapshot::platform::BoardState;
 use crate::snapshot::platform::PlatformState;
 use crate::snapshot::processor::ProcessorState;
 use crate::snapshot::time::TimeState;
-pub(crate) use crate::snapshot::window::is_unused as window_is_unused;
+pub(crate) use crate::snapshot::window::first_used as first_used_of_window;
 
 /// The most processors of a machine.
 const MAX_PROCESSORS: u32 = 64;
