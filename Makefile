@@ -47,7 +47,7 @@ unit: setup ## the tests beside the code
 	cargo test --workspace --exclude longship-e2e
 
 # Tests that need a KVM: what crosses processes, the agent and the VMM by themselves.
-kvm_tests := --test pods --test refusals --test recovery --test real_vmm --test templates --test kvm_guest --test kvm_template --test kvm_linux --test kvm_clone
+kvm_tests := --test pods --test clones --test refusals --test recovery --test real_vmm --test templates --test kvm_guest --test kvm_template --test kvm_linux --test kvm_clone
 
 e2e: build guest ## the tests that need a KVM and cross processes
 	@tests=$$(cargo test -p longship-e2e -p longship-agent -p longship-vmm $(kvm_tests) \

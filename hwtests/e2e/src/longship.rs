@@ -151,15 +151,27 @@ impl Longship {
 
     /// What the card holds, from its journal.
     pub fn held(&self) -> String {
+        self.of_card(&["get", "held"])
+    }
+
+    /// What pods, host and card use, as `longship top` has it.
+    pub fn usage(&self) -> Value {
+        serde_json::from_str(&self.of_card(&["top", "-o", "json"])).expect("parse the usage")
+    }
+
+    /// The host's templates.
+    pub fn templates(&self) -> Vec<Value> {
+        let templates = self.usage()["host"]["templates"].take();
+        templates.as_array().cloned().unwrap_or_default()
+    }
+
+    /// What a command that asks the card prints.
+    fn of_card(&self, arguments: &[&str]) -> String {
         let socket = self.directory.path().join("run/card.sock");
-        self.cli(&[
-            "get",
-            "held",
-            "--card",
-            &format!("unix:{}", socket.display()),
-        ])
-        .ok()
-        .stdout
+        let card = format!("unix:{}", socket.display());
+        self.cli(&[arguments, &["--card", &card]].concat())
+            .ok()
+            .stdout
     }
 
     /// Panics unless the card holds nothing and keeps no socket of a pod.
