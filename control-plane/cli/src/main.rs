@@ -10,6 +10,7 @@ mod server;
 mod show;
 mod signals;
 mod terminal;
+mod together;
 mod watch;
 
 use std::process::ExitCode;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use longship_proto::Failure;
-use longship_proto::control::v1::{Container, PodSpec, RestartPolicy};
+use longship_proto::control::v1::{Container, MemoryProfile, PodSpec, RestartPolicy};
 
 use crate::error::CliError;
 use crate::manifest;
@@ -63,6 +63,10 @@ fn is_met(wanted: &PodSpec, existing: &PodSpec) -> bool {
         RestartPolicy::Unspecified => RestartPolicy::Always,
         policy => policy,
     };
+    let profile = |spec: &PodSpec| match spec.memory_profile() {
+        MemoryProfile::Unspecified => MemoryProfile::Dense,
+        profile => profile,
+    };
     wanted.containers.len() == existing.containers.len()
         && wanted
             .containers
@@ -70,6 +74,7 @@ fn is_met(wanted: &PodSpec, existing: &PodSpec) -> bool {
             .zip(&existing.containers)
             .all(|(wanted, existing)| container_is_met(wanted, existing))
         && policy(wanted) == policy(existing)
+        && profile(wanted) == profile(existing)
         && text(&wanted.zone, &existing.zone)
         && text(&wanted.flavor, &existing.flavor)
         && text(&wanted.vpc, &existing.vpc)
@@ -116,6 +121,7 @@ mod tests {
         existing.restart_policy = RestartPolicy::Always.into();
         existing.flavor = "std-1x1".into();
         existing.hostname = "web".into();
+        existing.memory_profile = MemoryProfile::Dense.into();
         existing.containers[0].resources = Some(Resources {
             cpu_millis: 500,
             memory_bytes: 1 << 30,
@@ -131,6 +137,9 @@ mod tests {
         let mut wanted = spec("web:1");
         wanted.zone = "a".into();
         assert!(!is_met(&wanted, &existing));
+        let mut direct = spec("web:1");
+        direct.memory_profile = MemoryProfile::Direct.into();
+        assert!(!is_met(&direct, &spec("web:1")));
         let mut never = spec("web:1");
         never.restart_policy = RestartPolicy::Never.into();
         assert!(!is_met(&never, &spec("web:1")));

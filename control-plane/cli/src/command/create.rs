@@ -8,8 +8,9 @@ use crate::error::CliError;
 use crate::manifest;
 use crate::server::{Server, ServerAddress};
 use crate::show;
+use crate::together::together;
 
-/// Create pods from a file of YAML documents.
+/// Create pods from a file of YAML documents, many at a time.
 #[derive(Debug, Args)]
 pub(crate) struct Create {
     /// File in Kubernetes' own field names; `-`: standard input.
@@ -25,12 +26,16 @@ impl Create {
     ) -> Result<u8, CliError> {
         // All are read before the first is created.
         let pods = manifest::read(&self.filename, namespace)?;
-        let mut server = Server::connect(address).await?;
-        for pod in pods {
-            let created = server.create(pod).await?;
+        let server = Server::connect(address).await?;
+        let create = |pod| {
+            let mut server = server.clone();
+            async move { server.create(pod).await }
+        };
+        together(pods, create, |created| {
             let name = created.metadata.unwrap_or_default().name;
-            show::print(&format!("pod/{name} created\n"))?;
-        }
+            show::print(&format!("pod/{name} created\n"))
+        })
+        .await?;
         Ok(0)
     }
 }

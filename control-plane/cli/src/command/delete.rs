@@ -5,19 +5,21 @@ use clap::{Args, ValueEnum};
 use crate::error::CliError;
 use crate::server::{Server, ServerAddress};
 use crate::show;
+use crate::together::together;
 use crate::watch::{PodWatch, Seen};
 
-/// Delete a pod.
+/// Delete pods.
 #[derive(Debug, Args)]
 pub(crate) struct Delete {
     /// What it is.
     kind: Kind,
-    /// Which one.
-    name: String,
-    /// Seconds between SIGTERM and SIGKILL, instead of the pod's own.
+    /// Which ones.
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
+    /// Seconds between SIGTERM and SIGKILL, instead of a pod's own.
     #[arg(long, value_name = "SECONDS")]
     grace: Option<u32>,
-    /// Wait until all that the pod held has been given back.
+    /// Wait until all that the pods held has been given back.
     #[arg(long)]
     wait: bool,
 }
@@ -35,15 +37,30 @@ impl Delete {
         namespace: &str,
     ) -> Result<u8, CliError> {
         let Kind::Pod = self.kind;
-        let mut server = Server::connect(address).await?;
-        let pod = server.delete(namespace, &self.name, self.grace).await?;
+        let server = Server::connect(address).await?;
+        let mut deleted = Vec::new();
+        let delete = |name: String| {
+            let (mut server, namespace) = (server.clone(), namespace.to_owned());
+            async move {
+                let pod = server.delete(&namespace, &name, self.grace).await?;
+                Ok((name, pod))
+            }
+        };
+        let outcome = together(self.names, delete, |(name, pod)| {
+            if !self.wait {
+                show::print(&format!("pod/{name} is being deleted\n"))?;
+            }
+            deleted.push((name, pod));
+            Ok(())
+        })
+        .await;
         if self.wait {
-            let mut watch = PodWatch::of(&server, &pod);
-            while let Seen::Pod(_) = watch.next().await? {}
-            show::print(&format!("pod/{} deleted\n", self.name))?;
-        } else {
-            show::print(&format!("pod/{} is being deleted\n", self.name))?;
+            for (name, pod) in deleted {
+                let mut watch = PodWatch::of(&server, &pod);
+                while let Seen::Pod(_) = watch.next().await? {}
+                show::print(&format!("pod/{name} deleted\n"))?;
+            }
         }
-        Ok(0)
+        outcome.map(|()| 0)
     }
 }
