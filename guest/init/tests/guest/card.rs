@@ -44,7 +44,7 @@ pub(crate) struct Card {
 impl Card {
     /// Boots a guest and waits for its Hello.
     pub(crate) async fn boot() -> Self {
-        let (machine, mut incoming) = Machine::boot();
+        let (machine, mut incoming) = Machine::boot().await;
         let (sender, mut came) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             while let Some(Incoming { port, stream }) = incoming.recv().await {

@@ -4,6 +4,7 @@
 
 mod card;
 mod machine;
+mod parts;
 
 use longship_framed::error::Class;
 use longship_framed::guest::request::Operation;
