@@ -265,7 +265,6 @@ impl Machine {
             threads: Vec::new(),
             stage: Stage::Waiting,
             counters: Arc::default(),
-            notices,
             ports: Arc::new(Ports::new(
                 Arc::clone(&serial),
                 Arc::clone(&pci),
@@ -278,7 +277,9 @@ impl Machine {
                 ram: parts.ram,
                 routes: Arc::<IrqChip>::clone(&parts.irqchip),
                 doorbells: parts.irqchip,
+                notices: Arc::clone(&notices),
             },
+            notices,
             vm: parts.vm,
             with_pit: parts.with_pit,
             template: parts.template,

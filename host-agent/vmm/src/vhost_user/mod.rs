@@ -7,7 +7,7 @@ mod deadline;
 pub(crate) mod device_type;
 
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vhost::vhost_user::message::{
     VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
@@ -155,9 +155,11 @@ impl VhostUser {
         doing: &str,
         work: impl FnOnce(&mut Frontend) -> Result<T, vhost::Error>,
     ) -> Result<T, BackendError> {
+        let began = Instant::now();
         let failed = |reason: String| BackendError {
             doing: doing.to_owned(),
             reason,
+            silent: began.elapsed() >= LIMIT,
         };
         let frontend = &mut self.frontend;
         within(LIMIT, &self.socket, || work(frontend))

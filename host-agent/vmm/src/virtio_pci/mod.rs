@@ -12,10 +12,12 @@ use virtio_bindings::virtio_config::VIRTIO_F_ACCESS_PLATFORM;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::GuestRam;
+use crate::notices::{Notice, Notices};
 use crate::pci::PciFunction;
 use crate::pci::bus::BAR_BYTES;
 use crate::pci::config_space::{ConfigSpace, Identity};
 use crate::pci::msix::{MessageRoutes, Msix};
+use crate::vcpu::Ending;
 use crate::virtio_pci::capabilities::{
     COMMON, DEVICE, DOORBELL, ISR, MSIX_PENDING, MSIX_TABLE, NOTIFY, Places,
 };
@@ -79,6 +81,9 @@ pub(crate) struct BackendError {
     pub(crate) doing: String,
     /// What it said.
     pub(crate) reason: String,
+    /// It said nothing for too long, and nobody knows what it does: it may still
+    /// work on the rings.
+    pub(crate) silent: bool,
 }
 
 /// Something that turns a guest's write to an address into an eventfd's.
@@ -95,6 +100,7 @@ pub(crate) struct Wiring {
     pub(crate) ram: Arc<GuestRam>,
     pub(crate) routes: Arc<dyn MessageRoutes>,
     pub(crate) doorbells: Arc<dyn Doorbells>,
+    pub(crate) notices: Arc<Notices>,
 }
 
 /// A virtio device on the bus.
@@ -113,6 +119,7 @@ pub(crate) struct VirtioPci {
     connected: Vec<(u64, u16)>,
     ram: Arc<GuestRam>,
     doorbells: Arc<dyn Doorbells>,
+    notices: Arc<Notices>,
     backend: Box<dyn Backend>,
 }
 
@@ -156,6 +163,7 @@ impl VirtioPci {
             connected: Vec::new(),
             ram: Arc::clone(&wiring.ram),
             doorbells: Arc::clone(&wiring.doorbells),
+            notices: Arc::clone(&wiring.notices),
             backend,
         })
     }
@@ -194,7 +202,20 @@ impl VirtioPci {
         }
         let features = self.common.features() & !ACCESS_PLATFORM;
         let started = self.backend.start(features, &vrings);
-        started.map_err(|e| e.to_string())
+        started.map_err(|e| {
+            self.end_if_silent(&e);
+            e.to_string()
+        })
+    }
+
+    /// Ends the machine where a backend may go on writing to memory that the guest
+    /// takes for its own again.
+    fn end_if_silent(&self, error: &BackendError) {
+        if error.silent {
+            let reason =
+                format!("a device no longer answers, but may use the guest's memory: {error}");
+            self.notices.tell(Notice::Ended(Ending::Failed(reason)));
+        }
     }
 
     /// Takes the queues back.
@@ -207,6 +228,7 @@ impl VirtioPci {
         // A backend that is gone touches no ring, and will refuse the next start.
         if let Err(e) = self.backend.stop() {
             tracing::debug!("stopping a virtio device: {e}");
+            self.end_if_silent(&e);
         }
         for kick in &self.kicks {
             let _ = kick.read();

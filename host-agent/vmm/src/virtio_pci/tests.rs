@@ -23,6 +23,8 @@ struct Served {
 struct NotedBackend {
     served: Arc<Mutex<Served>>,
     refuse: Arc<AtomicBool>,
+    /// It no longer says that it has stopped.
+    hang: Arc<AtomicBool>,
     /// Addresses in this process that it can reach.
     ram: std::ops::Range<u64>,
 }
@@ -33,6 +35,7 @@ impl Backend for NotedBackend {
             return Err(BackendError {
                 doing: "starting".to_owned(),
                 reason: "refused".to_owned(),
+                silent: false,
             });
         }
         for vring in vrings {
@@ -60,6 +63,13 @@ impl Backend for NotedBackend {
     fn stop(&mut self) -> Result<(), BackendError> {
         let running = self.served.lock().unwrap().running.take();
         assert!(running.is_some(), "stopped without a start");
+        if self.hang.load(Ordering::Relaxed) {
+            return Err(BackendError {
+                doing: "stopping".to_owned(),
+                reason: "no answer".to_owned(),
+                silent: true,
+            });
+        }
         Ok(())
     }
 }
@@ -93,6 +103,8 @@ struct Machine {
     shared: (u64, u64),
     served: Arc<Mutex<Served>>,
     refuse: Arc<AtomicBool>,
+    hang: Arc<AtomicBool>,
+    notices: Arc<Notices>,
     doorbells: Arc<NotedDoorbells>,
     routes: Arc<NotedRoutes>,
 }
@@ -116,16 +128,20 @@ impl Machine {
         let shared = ram.shared()[0].at;
         let served = Arc::<Mutex<Served>>::default();
         let refuse = Arc::<AtomicBool>::default();
+        let hang = Arc::<AtomicBool>::default();
+        let notices = Arc::new(Notices::new().unwrap());
         let doorbells = Arc::<NotedDoorbells>::default();
         let routes = Arc::<NotedRoutes>::default();
         let wiring = Wiring {
             ram,
             routes: Arc::<NotedRoutes>::clone(&routes),
             doorbells: Arc::<NotedDoorbells>::clone(&doorbells),
+            notices: Arc::clone(&notices),
         };
         let backend = NotedBackend {
             served: Arc::clone(&served),
             refuse: Arc::clone(&refuse),
+            hang: Arc::clone(&hang),
             ram: shared.host..shared.host + shared.bytes,
         };
         let model = DeviceModel {
@@ -145,6 +161,8 @@ impl Machine {
             shared: (shared.guest, shared.host),
             served,
             refuse,
+            hang,
+            notices,
             doorbells,
             routes,
         }
@@ -322,6 +340,21 @@ fn a_backend_that_refuses_raises_the_configuration_interrupt() {
     // Held in the masked vector 0.
     assert_eq!(machine.read(0x5000), 1);
     assert_eq!((machine.read(0x1000), machine.read(0x1000)), (2, 0));
+}
+
+#[test]
+fn a_backend_that_does_not_stop_ends_the_machine() {
+    for hang in [false, true] {
+        let machine = Machine::new();
+        machine.hang.store(hang, Ordering::Relaxed);
+        machine.drive();
+        // The driver resets the device.
+        machine.write(0x14, &[0]);
+        assert_eq!(machine.read(0x14), 0);
+        let heard: Vec<Notice> = machine.notices.take().collect();
+        let ended = matches!(heard.as_slice(), [Notice::Ended(Ending::Failed(_))]);
+        assert_eq!(ended, hang, "{heard:?}");
+    }
 }
 
 #[test]
