@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! boot --kernel VMLINUX [--initramfs FILE] [--vcpus N] [--memory MIB] [--dense MIB]
-//!      [--command-line TEXT] [--net SOCKET] [--blk SOCKET]… [--vsock SOCKET]
+//!      [--command-line TEXT] [--until-alive] [--net SOCKET] [--blk SOCKET]… [--vsock SOCKET]
 //! ```
 //!
 //! The VMM is the `longship-vmm` beside the examples' folder, or `--vmm PATH`.
@@ -50,6 +50,9 @@ struct Arguments {
     blk: Vec<PathBuf>,
     #[arg(long)]
     vsock: Vec<PathBuf>,
+    /// End as soon as init says that it lives, which longship-init does first of all.
+    #[arg(long)]
+    until_alive: bool,
     #[arg(long)]
     vmm: Option<PathBuf>,
 }
@@ -112,6 +115,10 @@ fn main() -> ExitCode {
     let smaps = std::fs::read_to_string(format!("/proc/{}/smaps", vmm.child.id())).unwrap();
     let (resident, anonymous) = without_guest_memory(&smaps, arguments.memory << 10);
     eprintln!("VMM without guest RAM: {resident} KiB resident, {anonymous} KiB anonymous");
+    if arguments.until_alive {
+        eprintln!("{:>10} {:>8} µs", "alive", vmm.alive() - began_us);
+        return ExitCode::SUCCESS;
+    }
     let exited = vmm.exited();
     eprintln!("{} after {:?}", exited.message, began.elapsed());
     match vmm.wait().code() {
