@@ -143,7 +143,8 @@ async fn run_to_end(
             })
             .collect();
     });
-    let prepared = prepare::prepare(card, plan, status, desired.clone()).await;
+    // Boxed, as the boot is: the pod's task lives for long, and needs them only now.
+    let prepared = Box::pin(prepare::prepare(card, plan, status, desired.clone())).await;
     if *desired.borrow() != Desired::Run {
         return End::Deleted;
     }
@@ -164,7 +165,7 @@ async fn run_to_end(
     status.update_soon(|s| s.phase = Phase::Starting.into());
     let booted = tokio::select! {
         _ = deleted(desired) => return End::Deleted,
-        booted = boot(card, plan, status, &guest, devices) => booted,
+        booted = Box::pin(boot(card, plan, status, &guest, devices)) => booted,
     };
     if let Err(failure) = booted {
         return End::Failed(failure);
