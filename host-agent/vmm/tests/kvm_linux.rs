@@ -15,7 +15,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use guest_program::Program;
 use longship_eni::{BridgeEnis, EniProvider, EniSpec};
@@ -108,6 +108,31 @@ impl Linux {
             recorders,
             memory,
         }
+    }
+
+    /// Waits until it has printed `what`.
+    fn prints(&mut self, what: &str) {
+        let began = Instant::now();
+        let mut text = String::new();
+        while !text.contains(what) {
+            assert!(began.elapsed() < LIMIT, "no {what:?} in {text}");
+            std::thread::sleep(Duration::from_millis(100));
+            text.clear();
+            self.console.seek(SeekFrom::Start(0)).unwrap();
+            self.console.read_to_string(&mut text).unwrap();
+        }
+    }
+
+    /// Bytes of memory that the VMM has resident, but for program files.
+    fn resident(&self) -> u64 {
+        let status = format!("/proc/{}/status", self.vmm.child.id());
+        let status = std::fs::read_to_string(status).unwrap();
+        let fields = ["RssAnon:", "RssShmem:"].map(|name| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let kib = line.unwrap().trim().trim_end_matches(" kB");
+            kib.parse::<u64>().unwrap() << 10
+        });
+        fields.iter().sum()
     }
 
     /// Waits until it restarts; returns what it printed.
@@ -287,6 +312,48 @@ fn disks_are_read_in_large_pieces() {
         assert!(text.contains(&format!("sum={sum}")), "{text}");
         drop(disk);
         let _ = std::fs::remove_file(dir.path().join("socket"));
+    }
+}
+
+#[test]
+fn memory_that_linux_frees_goes_back_to_the_host() {
+    const USED: u64 = 48 << 20;
+    let script = guest_program::script(
+        "/busybox mkdir -p /dev\n\
+         /busybox mount -t devtmpfs dev /dev\n\
+         echo 'before use'\n\
+         /busybox sleep 3\n\
+         /busybox dd if=/dev/zero of=/big bs=1M count=48\n\
+         echo 'in use'\n\
+         /busybox sleep 6\n\
+         /busybox rm /big\n\
+         echo 'given up'\n\
+         /busybox sleep 1000",
+    );
+    for profile in PROFILES {
+        let mut linux = Linux::boot(&script, 1, MEMORY, profile, &[]);
+        linux.prints("before use");
+        let before = linux.resident();
+        linux.prints("in use");
+        let used = linux.resident();
+        assert!(used > before + USED / 2, "{before}, then {used}");
+        linux.prints("given up");
+        let began = Instant::now();
+        while linux.resident() > before + USED / 8 {
+            let now = linux.resident();
+            assert!(began.elapsed() < LIMIT, "{before}, {used}, still {now}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let (after, took) = (linux.resident(), began.elapsed());
+        let reclaimed = linux.vmm.stats().reclaimed_bytes;
+        println!(
+            "{profile:?}: {} MiB at first, {} in use, {} after {took:?}; {} told",
+            before >> 20,
+            used >> 20,
+            after >> 20,
+            reclaimed >> 20
+        );
+        assert!(reclaimed > USED / 2, "{reclaimed}");
     }
 }
 
