@@ -217,6 +217,45 @@ fn a_request_is_no_larger_than_was_agreed() {
 }
 
 #[test]
+fn a_request_for_memory_that_is_not_shared_fails_and_says_so() {
+    let served = serve(false);
+    let window = MEMORY_START + (8 << 20)..MEMORY_START + (12 << 20);
+    let mut driver = Driver::connect_by_window(served.device.socket(), 1, window.clone());
+    // Below the window, across its end, and around the end of all addresses.
+    for address in [MEMORY_START, window.end - 512, u64::MAX - 511] {
+        for (kind, flags) in [(IN, WRITE), (OUT, 0)] {
+            let head = driver.allocate(16);
+            let at = GuestAddress(head);
+            driver.memory.write_slice(&header(kind, 0), at).unwrap();
+            let status = driver.allocate(1);
+            driver.memory.write_obj(OK, GuestAddress(status)).unwrap();
+            let descriptors = [
+                (head, 16, NEXT),
+                (address, 4096, NEXT | flags),
+                (status, 1, WRITE),
+            ];
+            for (i, (address, len, flags)) in (0..).zip(descriptors) {
+                let next = i + 1;
+                let descriptor = RawDescriptor {
+                    address,
+                    len,
+                    flags,
+                    next,
+                };
+                driver.set_descriptor(0, i, descriptor);
+            }
+            driver.make_available(0, 0);
+            driver.kick(0);
+            assert_eq!(driver.wait_used(0), Some((0, 1)));
+            assert_eq!(driver.read(status, 1), [IOERR], "{kind} at {address:#x}");
+        }
+    }
+    assert!(served.untouched());
+    let data = Piece::Write(512);
+    assert_eq!(status(&mut driver, IN, 0, data), OK);
+}
+
+#[test]
 fn the_guest_finds_serial_size_and_features() {
     let ro = serve(true);
     let mut driver = Driver::connect(ro.device.socket(), 1, 0);

@@ -8,7 +8,12 @@ use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::path::Path;
 
-use longship_vhost_user::{Buffers, Device, LogQuota, RingError, Server, SharedMemory, Vring};
+use longship_vhost_user::{
+    Buffers, Chain, ChainError, Device, LogQuota, RingError, Server, SharedMemory, Vring,
+};
+
+use virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_S_IOERR;
+use vm_memory::{Address, Bytes};
 
 use crate::error::VolumeError;
 use config::{CONFIG_BYTES, MAX_DESCRIPTORS, SECTOR};
@@ -127,15 +132,14 @@ impl Backend {
                 return Ok(());
             };
             let head = chain.head_index();
-            let written = match Buffers::of(memory, chain, MAX_DESCRIPTORS) {
+            let written = match Buffers::of(memory, chain.clone(), MAX_DESCRIPTORS) {
                 Ok(buffers) => {
                     untold += UNTOLD_REQUEST + buffers.readable.len() + buffers.writable.len();
                     self.disk.serve(buffers)
                 }
-                // Where its status byte is cannot be known.
                 Err(e) => {
                     tracing::debug!("malformed block request: {e}");
-                    0
+                    fail(memory, chain, e)
                 }
             };
             ring.push_used(memory, head, written)?;
@@ -150,6 +154,25 @@ impl Backend {
         ring.defer();
         Ok(())
     }
+}
+
+/// Says in a malformed request's status byte that it failed, or the driver would find
+/// there what an earlier one left; the bytes written. Where the chain is cut off or out
+/// of order, which byte that is cannot be known.
+fn fail(memory: &SharedMemory, chain: Chain<'_>, why: ChainError) -> u32 {
+    if !matches!(why, ChainError::OutsideMemory | ChainError::TooLong(_)) {
+        return 0;
+    }
+    let Some(last) = chain.last().filter(|last| last.is_write_only()) else {
+        return 0;
+    };
+    let failed = u8::try_from(VIRTIO_BLK_S_IOERR).unwrap_or(u8::MAX);
+    let status = last
+        .len()
+        .checked_sub(1)
+        .and_then(|before| last.addr().checked_add(u64::from(before)));
+    let written = status.map(|at| memory.write_obj(failed, at));
+    u32::from(matches!(written, Some(Ok(()))))
 }
 
 impl Device for Backend {
