@@ -127,8 +127,10 @@ async fn clones_of_one_template_run_and_leave_nothing() {
     assert!(!agent.cgroup.exists());
 }
 
+// The first one by its name, which is the order: what the kernel keeps of machines that
+// have ended, to use it again, would make it lose less.
 #[tokio::test]
-async fn what_idle_clones_cost_is_what_the_host_lost() {
+async fn a_count_of_what_idle_clones_cost_is_what_the_host_lost() {
     const CLONES: u64 = 32;
     let flags = ["--warm-pool", "0", "--memory", "8589934592"];
     let (_folder, mut agent) = agent("usage", parking_guest::parks, &flags).await;
@@ -238,7 +240,11 @@ async fn warm_clones_make_room_when_memory_is_short() {
         nix::fcntl::fallocate(&hog, flags, offset, i64::try_from(step).unwrap()).unwrap();
     }
     agent.warm(0).await;
-    assert_eq!(agent.cgroups().len(), 1, "only the sandbox is left");
+    let give_up = Instant::now() + PATIENCE;
+    while agent.cgroups().len() > 1 {
+        assert!(Instant::now() < give_up, "more than the sandbox is left");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     // Whoever asks is served all the same.
     drop(hog);
     agent.prepare(sandbox("next", 1)).await.unwrap();
