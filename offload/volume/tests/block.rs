@@ -9,10 +9,10 @@
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::LazyLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use longship_vhost_user::driver::{
-    Driver, INDIRECT, MEMORY_SIZE, MEMORY_START, NEXT, Piece, RawDescriptor, WRITE,
+    Driver, INDIRECT, MEMORY_SIZE, MEMORY_START, NEXT, PATIENCE, Piece, RawDescriptor, WRITE,
 };
 use longship_volume::{BlockDevice, Disk, VolumeError};
 use proptest::prelude::*;
@@ -387,6 +387,37 @@ fn a_full_ring_is_served_to_its_end_and_a_new_frontend_after_it() {
             assert_eq!(driver.wait_used(0), Some((head, 513)));
         }
     }
+}
+
+#[test]
+fn many_small_requests_are_few_calls() {
+    let served = serve(false);
+    // Without EVENT_IDX the guest is called as often as the device wants.
+    let mut driver = Driver::connect(served.device.socket(), 1, 1 << 29);
+    // An answer: what the device does at a ring's start is over.
+    driver.config(8);
+    driver.take_calls(0);
+    let requests: Vec<_> = (0..32)
+        .map(|i| {
+            let head = header(IN, i * 8);
+            let pieces = [Piece::Read(&head), Piece::Write(4096), Piece::Write(1)];
+            driver.submit(0, &pieces, false).head
+        })
+        .collect();
+    driver.kick(0);
+    let mut calls = 0;
+    let begin = Instant::now();
+    let mut done = Vec::new();
+    while done.len() < requests.len() && begin.elapsed() < PATIENCE {
+        done.extend(driver.take_used(0).map(|(head, _)| head));
+        calls += driver.take_calls(0);
+    }
+    assert_eq!(done, requests);
+    // The last call comes after the last request.
+    while calls == 0 && begin.elapsed() < PATIENCE {
+        calls += driver.take_calls(0);
+    }
+    assert!((1..=4).contains(&calls), "{calls} calls for 32 requests");
 }
 
 #[test]
