@@ -23,7 +23,7 @@ if [ "${1-}" != here ]; then
         "$root/hwtests/setup/on-kvm.sh" -- "$self" here costs || failed=$?
     else
         LONGSHIP_CLOCK=icount "$root/hwtests/setup/on-kvm.sh" --icount --memory 4096 \
-            --timeout 1200 --share "$out" -- "$self" here costs || failed=$?
+            --timeout 1500 --share "$out" -- "$self" here costs || failed=$?
     fi
     # The goal of density is one of a host of 8 GiB.
     "$root/hwtests/setup/on-kvm.sh" --memory 8192 --timeout 1500 --share "$out" \
@@ -58,10 +58,11 @@ costs)
     run compare compare --rounds 5
     run start start --rounds 7
     run overhead overhead --pods --image "$image"
+    run clones density --count 32
     run pod-start burst --pods --image "$image" --count 5 --concurrency 1 --rounds 1
+    run pods-growth density --pods --image "$image" --count 24 --points 3
     ;;
 rates)
-    run clones density --count 32
     run clones-burst burst --count 64 --concurrency 8 --stop
     run throughput throughput --image "$image"
     run pods-burst burst --pods --image "$image" --count 100 --rounds 1

@@ -49,6 +49,27 @@ pub(crate) async fn settled() -> Result<f64, BenchError> {
     }
 }
 
+/// Kinds of memory that the kernel counts apart and that do not come back by
+/// themselves (proc_meminfo(5)).
+pub(crate) const KINDS: [(&str, &str); 7] = [
+    ("AnonPages", "anonymous"),
+    ("Shmem", "memfds, files in memory"),
+    ("PageTables", "page tables of processes"),
+    ("SecPageTables", "page tables of guests"),
+    ("KernelStack", "kernel stacks"),
+    ("SUnreclaim", "slab"),
+    ("Percpu", "per-CPU"),
+];
+
+/// What each of [`KINDS`] holds now, bytes; 0 where this kernel does not count it.
+///
+/// # Errors
+/// That the kernel does not say it.
+pub(crate) fn by_kind() -> Result<[f64; KINDS.len()], BenchError> {
+    let text = std::fs::read_to_string(MEMINFO).map_err(file("read", MEMINFO))?;
+    Ok(KINDS.map(|(name, _)| number(parse(&text, name).unwrap_or(0))))
+}
+
 fn field(name: &'static str) -> Result<u64, BenchError> {
     let text = std::fs::read_to_string(MEMINFO).map_err(file("read", MEMINFO))?;
     parse(&text, name)

@@ -1,5 +1,6 @@
 //! CPU time that the whole machine has used (`/proc/stat`).
 
+use crate::environment::Clock;
 use crate::error::{BenchError, file};
 use crate::summary::number;
 
@@ -7,14 +8,18 @@ const STAT: &str = "/proc/stat";
 /// Milliseconds of a tick (USER_HZ is 100 on x86-64).
 const TICK_MS: f64 = 10.0;
 
-/// CPU time used so far by everything, milliseconds, over all CPUs.
+/// CPU time used so far by everything, milliseconds, over all CPUs; `None` where
+/// instructions are counted, since there something always runs.
 ///
 /// # Errors
 /// That the kernel does not say it.
-pub(crate) fn used_ms() -> Result<f64, BenchError> {
+pub(crate) fn used_ms() -> Result<Option<f64>, BenchError> {
+    if Clock::of_environment() == Clock::Instructions {
+        return Ok(None);
+    }
     let text = std::fs::read_to_string(STAT).map_err(file("read", STAT))?;
     busy_ticks(&text)
-        .map(|ticks| number(ticks) * TICK_MS)
+        .map(|ticks| Some(number(ticks) * TICK_MS))
         .ok_or_else(|| BenchError::Impossible(format!("{STAT} does not say the time used")))
 }
 

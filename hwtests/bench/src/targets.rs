@@ -165,8 +165,8 @@ pub(crate) const TARGETS: [Target; 13] = [
         0.0,
     ),
     at_most(
-        "CPU time of a start, last of them against first",
-        ("pods", "density.pod.growth.cpu"),
+        "start of a pod, last of many against first",
+        ("pods-growth", "density.pod.growth.latency"),
         "%",
         "",
         20.0,

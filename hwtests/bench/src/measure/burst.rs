@@ -99,7 +99,9 @@ impl Burst {
             }
         }
         let took_ms = signed(now_us().saturating_sub(began_us)) / 1000.0;
-        let used_ms = cpu::used_ms()? - cpu_before;
+        let used_ms = cpu::used_ms()?
+            .zip(cpu_before)
+            .map(|(now, then)| now - then);
         begun_ms.sort_by(f64::total_cmp);
         let good = number(begun_ms.len() as u64);
         // Where they stay, the rate is that of starts; else of starts and ends.
@@ -109,7 +111,9 @@ impl Burst {
             begun_ms.last().copied().unwrap_or(took_ms)
         };
         outcome.rates.push(good / span_ms * 1000.0);
-        outcome.cpu_ms.push(used_ms / good.max(1.0));
+        outcome
+            .cpu_ms
+            .extend(used_ms.map(|used| used / good.max(1.0)));
         outcome.failed.push(f64::from(failed));
         outcome.begun_ms = begun_ms;
         if !self.stop {
@@ -135,9 +139,10 @@ impl Burst {
         let unit = Clock::of_environment().unit();
         let name = self.kind.name();
         let kind = format!("{name}, {}", self.kind.origin.name());
+        let many = self.kind.plural();
         let at_once = match self.concurrency {
-            Some(n) => format!("{} {name}s, {n} at a time", self.count),
-            None => format!("{} {name}s at once", self.count),
+            Some(n) => format!("{} {many}, {n} at a time", self.count),
+            None => format!("{} {many} at once", self.count),
         };
         let id = |what: &str| format!("burst.{name}.{what}");
         let whole = if self.stop {
@@ -197,7 +202,7 @@ impl Burst {
                 Chart::Lines {
                     title: format!("{at_once}: how many had begun (last round)"),
                     x: Axis::new("time after the first request", unit),
-                    y: Axis::new(format!("{name}s"), ""),
+                    y: Axis::new(many, ""),
                     lines: vec![Line { name: kind, points }],
                 },
                 Chart::Bars {

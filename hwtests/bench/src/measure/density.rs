@@ -7,7 +7,7 @@ use clap::Args;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::available::{available, settled};
+use crate::available::{KINDS, available, by_kind, settled};
 use crate::cpu;
 use crate::document::{Axis, Chart, Figure, Findings, Line, Table};
 use crate::environment::Clock;
@@ -35,6 +35,9 @@ pub(crate) struct Density {
     /// How many times memory is looked at on the way
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(2..=100))]
     points: u32,
+    /// Milliseconds before each of these looks, for what starts leave running
+    #[arg(long, value_name = "MS", default_value_t = 3000)]
+    calm: u64,
 }
 
 /// A look at the machine on the way.
@@ -43,8 +46,8 @@ struct Point {
     alive: u32,
     /// Lost since the beginning, bytes.
     lost: f64,
-    /// Milliseconds of CPU time for each start since the last look.
-    cpu_ms: f64,
+    /// Milliseconds of CPU time for each start since the last look, where known.
+    cpu_ms: Option<f64>,
     /// Median latency since the last look.
     latency_ms: f64,
 }
@@ -57,7 +60,8 @@ impl Density {
         fleet.run("warm-up-2", &self.kind).await?;
         fleet.stop("warm-up-2").await?;
         let daemons_before = daemons(&fleet);
-        let base = settled().await?;
+        let base = self.available().await?;
+        let kinds_before = by_kind()?;
 
         let give_up = Instant::now() + Duration::from_secs(self.time);
         let mut points: Vec<Point> = Vec::new();
@@ -89,23 +93,26 @@ impl Density {
                 }
             }
             if alive * self.points / self.count > (alive - 1) * self.points / self.count {
-                let used = cpu::used_ms()? - cpu_before;
+                let used = cpu::used_ms()?
+                    .zip(cpu_before)
+                    .map(|(now, then)| now - then);
                 let new = latencies.get(since..).unwrap_or_default();
                 points.push(Point {
                     alive,
-                    lost: base - settled().await?,
-                    cpu_ms: used / number(new.len() as u64).max(1.0),
+                    lost: base - self.available().await?,
+                    cpu_ms: used.map(|used| used / number(new.len() as u64).max(1.0)),
                     latency_ms: median(new).unwrap_or_default(),
                 });
                 since = latencies.len();
                 cpu_before = cpu::used_ms()?;
             }
         }
-        let lost = base - settled().await?;
+        let lost = base - self.available().await?;
+        let kinds = by_kind()?;
         let daemons_after = daemons(&fleet);
         let silent = silent(&fleet, alive).await;
         clear(&fleet, alive).await;
-        let left = base - settled().await?;
+        let left = base - self.available().await?;
         let grown = daemons_before.iter().zip(&daemons_after);
         let grown = grown.map(|((name, before), (_, after))| (*name, after - before));
         let seen = Seen {
@@ -119,8 +126,18 @@ impl Density {
             left,
             silent,
             grown: grown.collect(),
+            kinds: std::array::from_fn(|kind| {
+                let at = |of: &[f64]| of.get(kind).copied().unwrap_or_default();
+                at(&kinds) - at(&kinds_before)
+            }),
         };
         Ok(self.findings(seen))
+    }
+
+    /// Memory that is available once all is calm, bytes.
+    async fn available(&self) -> Result<f64, BenchError> {
+        tokio::time::sleep(Duration::from_millis(self.calm)).await;
+        settled().await
     }
 
     fn findings(&self, seen: Seen) -> Findings {
@@ -129,9 +146,9 @@ impl Density {
         let kind = format!("{name}, {}", self.kind.origin.name());
         let id = |what: &str| format!("density.{name}.{what}");
         let each = |bytes: f64| bytes / f64::from(seen.alive.max(1)) / 1e6;
-        let growth = |of: fn(&Point) -> f64| {
+        let growth = |of: fn(&Point) -> Option<f64>| {
             let (first, last) = (seen.points.first()?, seen.points.last()?);
-            Some((of(last) / of(first) - 1.0) * 100.0)
+            Some((of(last)? / of(first)? - 1.0) * 100.0)
         };
         let one = |what: &str, title: &str, unit: &str, value: Option<f64>| {
             let samples = value.into_iter().collect();
@@ -167,7 +184,7 @@ impl Density {
                 "growth.latency",
                 "latency, last part against first",
                 "%",
-                growth(|p| p.latency_ms),
+                growth(|p| Some(p.latency_ms)),
             ),
         ];
         for (daemon, bytes) in &seen.grown {
@@ -193,7 +210,9 @@ impl Density {
         ));
         let rows = seen.points.iter().map(|point| {
             let each = point.lost / f64::from(point.alive) / 1e6;
-            let cells = [each, point.cpu_ms, point.latency_ms].map(|value| format!("{value:.2}"));
+            let cells = [Some(each), point.cpu_ms, Some(point.latency_ms)];
+            let cells =
+                cells.map(|cell| cell.map_or("–".to_owned(), |value| format!("{value:.2}")));
             std::iter::once(point.alive.to_string())
                 .chain(cells)
                 .collect()
@@ -210,6 +229,17 @@ impl Density {
                 columns: columns.map(str::to_owned).to_vec(),
                 rows: rows.collect(),
             },
+            Table {
+                title: format!("Where it went, by the kernel's counts ({kind})"),
+                columns: vec!["kind".to_owned(), "MB, each".to_owned()],
+                rows: KINDS
+                    .iter()
+                    .zip(seen.kinds)
+                    .map(|((_, title), bytes)| {
+                        vec![(*title).to_owned(), format!("{:.3}", each(bytes))]
+                    })
+                    .collect(),
+            },
             seen.stages.table(format!("Stages ({kind})"), unit),
         ];
         if !seen.silent.is_empty() {
@@ -219,26 +249,28 @@ impl Density {
                 rows: seen.silent.iter().map(|why| vec![why.clone()]).collect(),
             });
         }
-        let line = |of: &dyn Fn(&Point) -> f64| Line {
+        let line = |of: &dyn Fn(&Point) -> Option<f64>| Line {
             name: kind.clone(),
             points: seen
                 .points
                 .iter()
-                .map(|point| (f64::from(point.alive), of(point)))
+                .filter_map(|point| Some((f64::from(point.alive), of(point)?)))
                 .collect(),
         };
-        let axis = || Axis::new(format!("{name}s alive"), "");
+        let axis = || Axis::new("alive", "");
         let numbered = seen.latencies.iter().zip(1_u32..);
         let starts = Line {
             name: kind.clone(),
             points: numbered.map(|(ms, n)| (f64::from(n), *ms)).collect(),
         };
-        let charts = vec![
+        let mut charts = vec![
             Chart::Lines {
                 title: "Available memory lost, each".to_owned(),
                 x: axis(),
                 y: Axis::new("memory", "MB"),
-                lines: vec![line(&|point| point.lost / f64::from(point.alive) / 1e6)],
+                lines: vec![line(&|point| {
+                    Some(point.lost / f64::from(point.alive) / 1e6)
+                })],
             },
             Chart::Lines {
                 title: "Latency of a start".to_owned(),
@@ -246,13 +278,15 @@ impl Density {
                 y: Axis::new("time", unit),
                 lines: vec![starts],
             },
-            Chart::Lines {
+        ];
+        if seen.points.iter().any(|point| point.cpu_ms.is_some()) {
+            charts.push(Chart::Lines {
                 title: "CPU time of a start".to_owned(),
                 x: axis(),
                 y: Axis::new("time", "ms"),
                 lines: vec![line(&|point| point.cpu_ms)],
-            },
-        ];
+            });
+        }
         Findings {
             figures: figures.into_iter().flatten().collect(),
             tables,
@@ -278,6 +312,8 @@ struct Seen {
     left: f64,
     silent: Vec<String>,
     grown: Vec<(&'static str, f64)>,
+    /// What each of [`KINDS`] has grown by, bytes.
+    kinds: [f64; KINDS.len()],
 }
 
 /// Anonymous memory of each daemon, bytes.

@@ -57,6 +57,11 @@ impl Kind {
         if self.pods { "pod" } else { "sandbox" }
     }
 
+    /// `pods` or `sandboxes`.
+    pub(crate) fn plural(&self) -> &'static str {
+        if self.pods { "pods" } else { "sandboxes" }
+    }
+
     /// Checks what is needed and starts the daemons; then starts and stops one of the
     /// fleet, which makes the template, converts the image and fills the pool.
     ///
