@@ -22,6 +22,9 @@ const TSC_DEADLINE: u32 = 0x6E0;
 const WALL_CLOCK: u32 = 0x4B56_4D00;
 /// Other numbers of the same two clocks, which would switch the better ones off.
 const OLD_CLOCKS: [u32; 2] = [0x11, 0x12];
+/// Hyper-V's, which no guest here is offered. KVM sets memory aside for all of them as
+/// soon as one is set.
+const HYPER_V: std::ops::Range<u32> = 0x4000_0000..0x4000_0200;
 /// Saved by themselves, or not at all.
 const APART: [u32; 5] = [TSC, TSC_DEADLINE, WALL_CLOCK, OLD_CLOCKS[0], OLD_CLOCKS[1]];
 
@@ -48,7 +51,7 @@ pub(super) struct ProcessorState {
 pub(super) fn msr_indices(kvm: &Kvm) -> Result<Vec<u32>, kvm_ioctls::Error> {
     let known = kvm.get_msr_index_list()?;
     let mut indices: Vec<u32> = known.as_slice().to_vec();
-    indices.retain(|index| !APART.contains(index));
+    indices.retain(|index| !APART.contains(index) && !HYPER_V.contains(index));
     indices.sort_unstable();
     indices.dedup();
     Ok(indices)
