@@ -11,7 +11,7 @@
 //! the whole line rests until something has changed that could give it a place.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::fmt;
 
 use crate::fleet::{Fleet, Gang, News};
@@ -19,6 +19,7 @@ use crate::placement::{Placed, PodId};
 use crate::reason::{Declined, Refusal};
 use crate::shortage::Shortage;
 use crate::slab::Slab;
+use crate::table::Table;
 use crate::template::{Class, PodTemplate};
 
 /// What became of something that waited.
@@ -28,9 +29,9 @@ pub enum Decision {
     Placed(Placed),
     /// A gang got all of its places.
     Gang(Vec<Placed>),
-    /// A pod, or the gang of which it is the first, can never be placed as it is, and
+    /// A pod, or a gang, can never be placed as it is, or has its place already: it
     /// waits no more.
-    Dropped(PodId, Declined),
+    Dropped(Vec<PodId>, Declined),
 }
 
 /// Why a pod still waits.
@@ -89,8 +90,8 @@ impl Line {
 #[derive(Debug, Default)]
 pub struct Backlog {
     lines: Slab<Line>,
-    by_template: HashMap<u32, u32>,
-    by_pod: HashMap<PodId, (u32, u64)>,
+    by_template: Table<u32, u32>,
+    by_pod: Table<PodId, (u32, u64)>,
     /// Lines that may be tried, by tenant.
     turns: BTreeMap<u32, BTreeSet<Turn>>,
     resting: BTreeSet<u32>,
@@ -253,7 +254,14 @@ impl Backlog {
         let (gang, shortage) = match &line.gang {
             None => (None, fleet.explain_template(*line.templates.first()?)),
             Some(gang) => {
-                let (fits, shortage) = fleet.explain_gang(gang)?;
+                let (fits, shortage) = match fleet.explain_gang(gang) {
+                    Some(failed) => failed,
+                    // It has room, and has not been tried since.
+                    None => (
+                        gang.pods.len(),
+                        fleet.explain_template(*line.templates.first()?),
+                    ),
+                };
                 (Some((fits, gang.pods.len())), shortage)
             }
         };
@@ -264,38 +272,40 @@ impl Backlog {
         })
     }
 
-    fn attempt(&mut self, fleet: &mut Fleet, line: u32, arrival: u64) -> Option<Decision> {
-        let Some(gang) = &self.lines[line].gang else {
-            let pod = *self.lines[line].pods.get(&arrival)?;
-            let template = *self.lines[line].templates.first()?;
-            return match fleet.reserve_waiting(pod, template) {
-                Err(Declined::NoRoom | Declined::Limit(_)) => {
-                    self.rest(line);
-                    None
-                }
-                outcome => {
-                    self.remove_pod(fleet, line, arrival);
-                    Some(match outcome {
-                        Ok(placed) => Decision::Placed(placed),
-                        Err(declined) => Decision::Dropped(pod, declined),
-                    })
-                }
-            };
+    fn attempt(&mut self, fleet: &mut Fleet, number: u32, arrival: u64) -> Option<Decision> {
+        let line = &self.lines[number];
+        let outcome = match &line.gang {
+            Some(gang) => fleet.reserve_gang(gang).map(Decision::Gang),
+            None => {
+                let pod = *line.pods.get(&arrival)?;
+                let placed = fleet.reserve_waiting(pod, *line.templates.first()?);
+                placed.map(Decision::Placed)
+            }
         };
-        let first = gang.pods.first()?.0;
-        match fleet.reserve_gang(gang) {
-            Err(Declined::NoRoom | Declined::Limit(_)) => {
-                self.rest(line);
-                None
+        let decision = match outcome {
+            Ok(decision) => decision,
+            // A zone that has lost all its hosts may have some again.
+            Err(
+                Declined::NoRoom
+                | Declined::Limit(_)
+                | Declined::Refused(Refusal::UnknownZone { .. }),
+            ) => {
+                self.rest(number);
+                return None;
             }
-            outcome => {
-                self.end_line(fleet, line);
-                Some(match outcome {
-                    Ok(placed) => Decision::Gang(placed),
-                    Err(declined) => Decision::Dropped(first, declined),
-                })
+            Err(declined) => {
+                let pods = match &line.gang {
+                    Some(gang) => gang.pods.iter().map(|(pod, _)| *pod).collect(),
+                    None => line.pods.get(&arrival).copied().into_iter().collect(),
+                };
+                Decision::Dropped(pods, declined)
             }
+        };
+        match line.gang {
+            Some(_) => self.end_line(fleet, number),
+            None => self.remove_pod(fleet, number, arrival),
         }
+        Some(decision)
     }
 
     /// Lines that something has changed for may be tried again.

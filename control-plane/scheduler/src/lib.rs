@@ -29,6 +29,7 @@ mod scheduler;
 mod selector;
 mod shortage;
 mod slab;
+mod table;
 mod template;
 mod tenant;
 mod terms;

@@ -16,6 +16,8 @@ pub enum Cause {
     Unreachable,
     /// An operator keeps pods off it.
     Cordoned,
+    /// It has shrunk: its pods have more of something than it has.
+    Shrunk,
     /// It is for flavors of another family.
     OtherFamily,
     /// It runs as many pods as it may.
@@ -57,6 +59,8 @@ impl Cause {
             (Self::Unreachable, false) => "are unreachable",
             (Self::Cordoned, true) => "is cordoned",
             (Self::Cordoned, false) => "are cordoned",
+            (Self::Shrunk, true) => "has less than its pods take",
+            (Self::Shrunk, false) => "have less than their pods take",
             (Self::OtherFamily, true) => "is of another family",
             (Self::OtherFamily, false) => "are of another family",
             (Self::Pods, true) => "runs as many pods as it may",

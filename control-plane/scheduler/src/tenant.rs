@@ -1,9 +1,10 @@
 //! Tenants: what they hold, what they may hold, and their pods by rank.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::amount::{Amount, Total};
 use crate::chain::Chain;
+use crate::table::Table;
 use crate::template::Class;
 
 /// The most that a tenant may hold at once, reserved capacity included. `None`: no
@@ -79,7 +80,7 @@ pub(crate) struct Tenant {
     /// Its templates that are known.
     pub(crate) templates: BTreeSet<u32>,
     /// Terms by the first label of their selector.
-    pub(crate) terms: HashMap<String, HashMap<String, Vec<u32>>>,
+    pub(crate) terms: Table<String, Table<String, Vec<u32>>>,
     /// Terms whose selector names no label.
     pub(crate) open_terms: Vec<u32>,
     /// Its capacity reservations.

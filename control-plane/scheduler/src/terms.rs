@@ -3,15 +3,16 @@
 //! A term is a selector of one tenant over one topology. It is counted only while a
 //! template uses it, so a pod that nobody's selector means costs nothing here.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use crate::selector::Selector;
 use crate::slab::Slab;
+use crate::table::Table;
 use crate::template::Topology;
 
 /// Pods by host or zone; no zeros.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counts(HashMap<u32, u32>);
+pub(crate) struct Counts(Table<u32, u32>);
 
 impl Counts {
     pub(crate) fn at(&self, domain: u32) -> u32 {
@@ -88,7 +89,7 @@ pub(crate) struct Term {
     pub(crate) guards: Counts,
     /// Over hosts: of those that take pods, how many have how many members, by cell.
     /// What a spread over hosts measures against without looking at every host.
-    pub(crate) covered: HashMap<u32, BTreeMap<u32, u32>>,
+    pub(crate) covered: Table<u32, BTreeMap<u32, u32>>,
 }
 
 impl Term {
@@ -151,7 +152,7 @@ impl Term {
 #[derive(Debug, Default)]
 pub(crate) struct Terms {
     pub(crate) entries: Slab<Term>,
-    known: HashMap<(u32, Topology, Selector), u32>,
+    known: Table<(u32, Topology, Selector), u32>,
 }
 
 impl Terms {
@@ -169,7 +170,7 @@ impl Terms {
             users: 0,
             members: Counts::default(),
             guards: Counts::default(),
-            covered: HashMap::new(),
+            covered: Table::default(),
         });
         self.known
             .insert((tenant, topology, selector.clone()), term);

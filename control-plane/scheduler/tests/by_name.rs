@@ -162,6 +162,7 @@ fn check_reason(
         let memory = memory < flavor.memory_bytes + SANDBOX_OVERHEAD_BYTES;
         let cause = match (ready, cpu, memory) {
             (false, ..) => Cause::Unreachable,
+            _ if model.shrunk(host) => Cause::Shrunk,
             _ if model.used(host).2 >= u64::from(capacity.pods) => Cause::Pods,
             (_, true, true) => Cause::CpuAndMemory,
             (_, true, false) => Cause::Cpu,
@@ -175,6 +176,14 @@ fn check_reason(
 }
 
 impl Model {
+    fn shrunk(&self, host: &str) -> bool {
+        let (_, capacity, _) = &self.hosts[host];
+        let (cpu, memory, pods) = self.used(host);
+        cpu > u64::from(capacity.cpu_millis)
+            || memory > capacity.memory_bytes
+            || pods > u64::from(capacity.pods)
+    }
+
     fn free(&self, host: &str) -> (u64, u64) {
         let (_, capacity, _) = &self.hosts[host];
         let (cpu, memory, _) = self.used(host);
@@ -363,7 +372,7 @@ fn an_adopted_place_holds_on_a_host_that_has_shrunk() {
     assert_eq!(scheduler.placement(PodId(1)), Some(("h1", true)));
     let refused = scheduler.reserve(PodId(2), &request(250, 0, None));
     assert!(
-        matches!(&refused, Err(PlaceError::Wait(wait)) if wait.causes[&Cause::CpuAndMemory] == 1),
+        matches!(&refused, Err(PlaceError::Wait(wait)) if wait.causes[&Cause::Shrunk] == 1),
         "{refused:?}"
     );
     scheduler.release(PodId(1)).unwrap();

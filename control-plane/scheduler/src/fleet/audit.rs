@@ -1,11 +1,12 @@
 //! Counting everything again from scratch.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use super::ledger::Stage;
 use super::{BY_HOST, BY_RANK, Fleet, Strain};
 use crate::amount::{Amount, Total};
 use crate::slab::number;
+use crate::table::Table;
 use crate::template::{Class, Rule, Topology};
 
 impl Fleet {
@@ -24,8 +25,8 @@ impl Fleet {
 
     fn audit_hosts(&self) -> Result<(), String> {
         let mut capacity = Total::default();
-        let mut open_hosts: HashMap<u32, u32> = HashMap::new();
-        let mut by_zone: HashMap<u32, u32> = HashMap::new();
+        let mut open_hosts: Table<u32, u32> = Table::default();
+        let mut by_zone: Table<u32, u32> = Table::default();
         let mut seen = HashSet::new();
         for (slot, host) in self.hosts.iter() {
             let name = &host.name;
@@ -70,7 +71,7 @@ impl Fleet {
             let hosts = by_zone.get(&number(zone)).copied().unwrap_or_default();
             same("has hosts", &entry.name, &entry.hosts, &hosts)?;
         }
-        for (&victim, _) in &self.leaving_for {
+        for &victim in self.leaving_for.keys() {
             if self
                 .pods
                 .get(victim)
@@ -90,7 +91,7 @@ impl Fleet {
         let host = &self.hosts[slot];
         let level = self
             .levels
-            .of_room(self.free(slot))
+            .of_room(self.room(slot))
             .filter(|_| host.is_open());
         let found = self.rooms.level(slot);
         same(
@@ -100,7 +101,7 @@ impl Fleet {
             &level.map(|level| (host.cell, level)),
         )?;
         let reclaim = host.is_open() && host.spot.pods > 0 && !self.strains.contains_key(&slot);
-        let room = host.without(host.spot);
+        let room = host.room_without(host.spot);
         let level = self.levels.of_room(room).filter(|_| reclaim);
         let found = self.reclaimable.level(slot);
         same(
@@ -112,8 +113,8 @@ impl Fleet {
     }
 
     fn audit_tenants(&self) -> Result<(), String> {
-        let mut held: HashMap<u32, Total> = HashMap::new();
-        let mut refs: HashMap<u32, u32> = HashMap::new();
+        let mut held: Table<u32, Total> = Table::default();
+        let mut refs: Table<u32, u32> = Table::default();
         let mut ids = 0;
         for (slot, pod) in self.pods.iter() {
             let tenant = self.templates[pod.template].tenant;
@@ -173,7 +174,7 @@ impl Fleet {
             guards.retain(|_, count| *count > 0);
             same("counts", "a term", &term.members.sorted(), &members)?;
             same("guards", "a term", &term.guards.sorted(), &guards)?;
-            let mut covered: HashMap<u32, BTreeMap<u32, u32>> = HashMap::new();
+            let mut covered: Table<u32, BTreeMap<u32, u32>> = Table::default();
             let hosts = members.iter().filter(|_| term.topology == Topology::Host);
             for (&host, &count) in hosts.filter(|(host, _)| self.hosts[**host].is_open()) {
                 let cell = covered.entry(self.hosts[host].cell).or_default();

@@ -201,7 +201,7 @@ impl Fleet {
         let (tenant, takes) = (self.templates[template].tenant, choice.takes);
         let kept_takes = self.pods[kept].takes;
         self.withdraw(kept);
-        if self.check_limits(tenant, takes).is_err() || !takes.fits(self.free(host)) {
+        if self.check_limits(tenant, takes).is_err() || !takes.fits(self.room(host)) {
             self.keep_on(booking, host, kept_takes);
             return None;
         }
@@ -233,7 +233,7 @@ impl Fleet {
             let booking = &self.bookings[*slot].booking;
             (booking.ends, booking.id)
         });
-        let zones: Vec<u32> = self.zones_of(entry).collect();
+        let zones = self.zones_of(entry);
         entry.choices.iter().find_map(|choice| {
             let flavor = self.flavors.at(usize::from(choice.flavor))?;
             let suits = |slot: &&u32| self.bookings[**slot].booking.flavor == flavor.name;
@@ -246,7 +246,7 @@ impl Fleet {
                         && zones.contains(&site.zone)
                         && gate.zone(site.zone).is_none()
                         && gate.host(held.host).is_none()
-                        && choice.takes.fits(self.free(held.host).plus(held.takes))
+                        && choice.takes.fits(self.room(held.host).plus(held.takes))
                 });
                 kept.next().map(|kept| (slot, *kept, *choice))
             })
@@ -264,7 +264,7 @@ impl Fleet {
             .map(|choice| choice.takes);
         let Some(takes) = takes else { return };
         let open = self.hosts.get(host).is_some_and(super::Host::is_open);
-        if self.missing(booking) > 0 && open && takes.fits(self.free(host)) {
+        if self.missing(booking) > 0 && open && takes.fits(self.room(host)) {
             self.keep_on(booking, host, takes);
         }
     }

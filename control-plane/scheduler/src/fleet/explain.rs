@@ -19,6 +19,15 @@ impl Fleet {
         Ok(self.explain_template(template))
     }
 
+    /// As [`Fleet::explain`], for what was found right before: at most its zones have
+    /// gone since.
+    pub(super) fn explain_known(&mut self, spec: &PodTemplate) -> Shortage {
+        self.explain(spec).unwrap_or_else(|_| Shortage {
+            zones: spec.zones.named().to_vec(),
+            ..Shortage::default()
+        })
+    }
+
     pub(crate) fn explain_template(&self, template: u32) -> Shortage {
         let template = &self.templates[template];
         let smallest = template.choices.iter().min_by_key(|choice| {
@@ -35,7 +44,7 @@ impl Fleet {
             ..Shortage::default()
         };
         let gate = Gate::new(self, template, true);
-        let zones: Vec<u32> = self.zones_of(template).collect();
+        let zones = self.zones_of(template);
         for (slot, host) in self.hosts.iter() {
             let zone = self.cells[host.cell as usize].zone;
             if !zones.contains(&zone) {
@@ -43,7 +52,7 @@ impl Fleet {
             }
             shortage.hosts += 1;
             if host.is_open() {
-                shortage.largest = shortage.largest.most(self.free(slot));
+                shortage.largest = shortage.largest.most(self.room(slot));
             }
             match self.cause(template, &gate, slot, host, zone) {
                 Some(cause) => *shortage.causes.entry(cause).or_default() += 1,
@@ -68,8 +77,11 @@ impl Fleet {
         if host.cordoned {
             return Some(Cause::Cordoned);
         }
+        if !host.used.minus(self.shared(slot)).fits(host.capacity) {
+            return Some(Cause::Shrunk);
+        }
         let family = self.cells[host.cell as usize].family;
-        let free = self.free(slot);
+        let free = self.room(slot);
         let of_family = template
             .choices
             .iter()

@@ -113,7 +113,7 @@ impl Fleet {
     /// The fewest members that any zone or host has in which the template's pods may
     /// be, full or not, as long as it takes pods.
     fn fewest(&self, template: &Template, term: &Term) -> u32 {
-        let zones = self.zones_of(template);
+        let zones = self.zones_of(template).iter().copied();
         match term.topology {
             Topology::Zone => {
                 let open = zones.filter(|&zone| {
@@ -142,15 +142,11 @@ impl Fleet {
     }
 
     /// The zones that a template names; all where it names none.
-    pub(super) fn zones_of<'a>(
-        &'a self,
-        template: &'a Template,
-    ) -> impl Iterator<Item = u32> + use<'a> {
-        let all = match template.zones.is_empty() {
-            true => 0..crate::slab::number(self.zones.len()),
-            false => 0..0,
-        };
-        template.zones.iter().copied().chain(all)
+    pub(super) fn zones_of<'a>(&'a self, template: &'a Template) -> &'a [u32] {
+        match template.zones.is_empty() {
+            true => &self.all_zones,
+            false => &template.zones,
+        }
     }
 
     /// The cells of a zone whose hosts can take one of the template's flavors.

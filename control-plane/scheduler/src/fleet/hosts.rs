@@ -31,7 +31,8 @@ pub struct HostStatus {
     pub id: HostId,
     /// As registered.
     pub facts: HostFacts,
-    /// What it can still promise.
+    /// What no pod has. Nothing is promised of it while there is less of something
+    /// than its pods have.
     pub free: Amount,
     /// What its pods take.
     pub used: Amount,
@@ -210,7 +211,7 @@ impl Fleet {
                 family: family.map(|(name, _)| name.clone()).unwrap_or_default(),
                 capacity: entry.capacity,
             },
-            free: self.free(host),
+            free: entry.capacity.minus(entry.used.minus(self.shared(host))),
             used: entry.used,
             ready: entry.ready,
             cordoned: entry.cordoned,
@@ -267,6 +268,7 @@ impl Fleet {
         let next = number(self.zones.len());
         let zone_number = *self.zone_names.entry(zone.to_owned()).or_insert(next);
         if zone_number == next {
+            self.all_zones.push(next);
             self.zones.push(Zone {
                 name: zone.to_owned(),
                 hosts: 0,

@@ -99,7 +99,7 @@ impl Fleet {
         }
         for zone in spec.zones.named() {
             let number = self.zone_names.get(zone);
-            if !number.is_some_and(|&number| self.zones[number as usize].hosts > 0) {
+            if number.is_none_or(|&number| self.zones[number as usize].hosts == 0) {
                 return Err(Refusal::UnknownZone {
                     zone: zone.clone(),
                     known: self.zones().map(str::to_owned).collect(),

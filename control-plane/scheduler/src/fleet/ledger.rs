@@ -334,6 +334,8 @@ impl Fleet {
         let spot = &mut self.hosts[host].spot;
         *spot = spot.plus(takes);
         self.reindex(host);
+        // Room for who may evict it.
+        self.tell_free(host);
         true
     }
 

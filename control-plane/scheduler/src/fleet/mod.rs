@@ -13,7 +13,7 @@ mod news;
 mod place;
 mod preempt;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub use booking::{Booking, BookingError, BookingId, BookingView, Time};
@@ -30,6 +30,7 @@ use crate::levels::{Level, Levels};
 use crate::placement::{HostId, Placed, PodId};
 use crate::policy::Policy;
 use crate::slab::Slab;
+use crate::table::Table;
 use crate::template::{PodTemplate, Rule};
 use crate::tenant::Tenant;
 use crate::terms::{Site, Terms};
@@ -49,9 +50,11 @@ pub struct Fleet {
     policy: Policy,
 
     hosts: Slab<Host>,
-    by_name: HashMap<Arc<str>, u32>,
+    by_name: Table<Arc<str>, u32>,
     zones: Vec<Zone>,
     zone_names: BTreeMap<String, u32>,
+    /// The numbers of all zones.
+    all_zones: Vec<u32>,
     families: BTreeMap<String, u32>,
     cells: Vec<Cell>,
     capacity: Total,
@@ -60,20 +63,20 @@ pub struct Fleet {
     /// Hosts with spot pods, by what they would have without these.
     reclaimable: RoomIndex,
     /// Hosts where somebody waits for others to leave.
-    strains: HashMap<u32, Strain>,
+    strains: Table<u32, Strain>,
 
     pods: Slab<Held>,
-    by_id: HashMap<PodId, u32>,
+    by_id: Table<PodId, u32>,
     next_generation: u64,
     /// Who leaves for whom, by the pods' numbers; the latter may have gone.
-    leaving_for: HashMap<u32, u32>,
+    leaving_for: Table<u32, u32>,
     /// How many have to leave first.
-    outstanding: HashMap<u32, u32>,
+    outstanding: Table<u32, u32>,
 
     tenants: Vec<Tenant>,
     tenant_names: BTreeMap<String, u32>,
     templates: Slab<Template>,
-    known_templates: HashMap<Arc<PodTemplate>, u32>,
+    known_templates: Table<Arc<PodTemplate>, u32>,
     idle_templates: usize,
     terms: Terms,
 
@@ -103,10 +106,14 @@ impl Host {
         self.ready && !self.cordoned
     }
 
-    /// What would be free if those that take that much left. A host that has shrunk
-    /// below what its pods have gains less than that.
-    fn without(&self, leaving: Amount) -> Amount {
-        self.capacity.minus(self.used.minus(leaving))
+    /// What could be promised if those that take that much left; nothing of anything
+    /// while its pods have more of something than there is, since it has shrunk.
+    fn room_without(&self, leaving: Amount) -> Amount {
+        let used = self.used.minus(leaving);
+        match used.fits(self.capacity) {
+            true => self.capacity.minus(used),
+            false => Amount::default(),
+        }
     }
 }
 
@@ -185,24 +192,25 @@ impl Fleet {
             flavors,
             policy,
             hosts: Slab::default(),
-            by_name: HashMap::new(),
+            by_name: Table::default(),
             zones: Vec::new(),
             zone_names: BTreeMap::new(),
+            all_zones: Vec::new(),
             families,
             cells: Vec::new(),
             capacity: Total::default(),
             rooms: RoomIndex::default(),
             reclaimable: RoomIndex::default(),
-            strains: HashMap::new(),
+            strains: Table::default(),
             pods: Slab::default(),
-            by_id: HashMap::new(),
+            by_id: Table::default(),
             next_generation: 1,
-            leaving_for: HashMap::new(),
-            outstanding: HashMap::new(),
+            leaving_for: Table::default(),
+            outstanding: Table::default(),
             tenants: Vec::new(),
             tenant_names: BTreeMap::new(),
             templates: Slab::default(),
-            known_templates: HashMap::new(),
+            known_templates: Table::default(),
             idle_templates: 0,
             terms: Terms::default(),
             bookings: Slab::default(),
@@ -258,29 +266,33 @@ impl Fleet {
         }
     }
 
+    /// What of its pods' sum is counted once, since some leave for others.
+    fn shared(&self, host: u32) -> Amount {
+        if self.strains.is_empty() {
+            return Amount::default();
+        }
+        let strain = self.strains.get(&host);
+        strain.map_or_else(Amount::default, |strain| {
+            strain.leaving.least(strain.waiting)
+        })
+    }
+
     /// What the host can still promise. Where somebody waits for others to leave,
     /// the place is counted for whoever of both takes more of it.
-    fn free(&self, host: u32) -> Amount {
-        let entry = &self.hosts[host];
-        let used = match self.strains.is_empty() {
-            true => entry.used,
-            false => self.strains.get(&host).map_or(entry.used, |strain| {
-                entry.used.minus(strain.leaving.least(strain.waiting))
-            }),
-        };
-        entry.capacity.minus(used)
+    fn room(&self, host: u32) -> Amount {
+        self.hosts[host].room_without(self.shared(host))
     }
 
     /// Brings the indexes up to date with a host.
     fn reindex(&mut self, host: u32) {
-        let free = self.free(host);
+        let room = self.room(host);
         let entry = &self.hosts[host];
         let open = entry.is_open();
-        let level = self.levels.of_room(free).filter(|_| open);
+        let level = self.levels.of_room(room).filter(|_| open);
         self.rooms.set(host, entry.cell, level);
         let reclaim = open && entry.spot.pods > 0 && !self.strains.contains_key(&host);
         let level = match reclaim {
-            true => self.levels.of_room(entry.without(entry.spot)),
+            true => self.levels.of_room(entry.room_without(entry.spot)),
             false => None,
         };
         self.reclaimable.set(host, entry.cell, level);

@@ -11,7 +11,8 @@ use crate::tenant::Limits;
 /// Since it was last taken.
 #[derive(Debug, Default)]
 pub(crate) struct News {
-    /// The most that a host with more room than before has free, by cell.
+    /// The most that a host with more room than before has free, its spot pods counted
+    /// as room, by cell.
     pub(crate) rooms: BTreeMap<u32, Amount>,
     /// Tenants whose pods, limits or reservations have changed: what they must be
     /// with or apart from may have.
@@ -47,9 +48,8 @@ impl Fleet {
             return true;
         }
         template.choices.iter().any(|choice| {
-            let mut cells = self
-                .zones_of(template)
-                .filter_map(|zone| self.cell_of(zone, choice.family));
+            let zones = self.zones_of(template).iter();
+            let mut cells = zones.filter_map(|zone| self.cell_of(*zone, choice.family));
             cells.any(|cell| {
                 let most = news.rooms.get(&cell);
                 most.is_some_and(|most| choice.takes.fits(*most))
@@ -66,7 +66,7 @@ impl Fleet {
     pub(super) fn tell_free(&mut self, host: u32) {
         let entry = &self.hosts[host];
         if entry.is_open() {
-            let (cell, free) = (entry.cell, self.free(host).plus(entry.spot));
+            let (cell, free) = (entry.cell, self.room(host).plus(entry.spot));
             let most = self.news.rooms.entry(cell).or_default();
             *most = most.most(free);
         }

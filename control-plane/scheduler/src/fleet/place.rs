@@ -104,14 +104,7 @@ impl Fleet {
 
     pub(super) fn search(&self, template: &Template, required_only: bool) -> Option<(Choice, u32)> {
         let gate = Gate::new(self, template, required_only);
-        let all: Vec<u32>;
-        let zones = match template.zones.is_empty() {
-            true => {
-                all = self.zones_of(template).collect();
-                &all
-            }
-            false => &template.zones,
-        };
+        let zones = self.zones_of(template);
         attempts(template, zones).find_map(|(choice, zones)| {
             let host = self.best_host(template, &gate, choice, zones)?;
             Some((*choice, host))
@@ -167,10 +160,10 @@ impl Fleet {
                 && self.cells[site.cell as usize].family == choice.family
                 && gate.zone(site.zone).is_none()
                 && gate.host(host).is_none()
-                && choice.takes.fits(self.free(host))
+                && choice.takes.fits(self.room(host))
         });
         fitting.min_by_key(|&host| {
-            let free = self.free(host);
+            let free = self.room(host);
             (free.cpu_millis, free.memory_bytes, host)
         })
     }

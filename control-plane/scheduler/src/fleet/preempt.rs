@@ -123,8 +123,8 @@ impl Fleet {
     fn plan_eviction(&self, template: &Template) -> Option<Plan> {
         // Preferences are given up before anybody is evicted.
         let gate = Gate::new(self, template, true);
-        let zones: Vec<u32> = self.zones_of(template).collect();
-        attempts(template, &zones).find_map(|(choice, zones)| {
+        let zones = self.zones_of(template);
+        attempts(template, zones).find_map(|(choice, zones)| {
             let mut hosts = self.hosts_with_spot(template, &gate, choice, zones);
             hosts.extend(self.hosts_with_lesser(template, &gate, choice, zones));
             let plans = hosts.into_iter().filter_map(|host| {
@@ -224,18 +224,18 @@ impl Fleet {
         let mut leaving = Amount::default();
         let mut chosen = Vec::new();
         for candidate in candidates {
-            if takes.fits(entry.without(leaving)) {
+            if takes.fits(entry.room_without(leaving)) {
                 break;
             }
             leaving = leaving.plus(candidate.3);
             chosen.push(candidate);
         }
-        if !takes.fits(entry.without(leaving)) {
+        if !takes.fits(entry.room_without(leaving)) {
             return None;
         }
         let mut victims = Vec::with_capacity(chosen.len());
         for (_, _, slot, its) in chosen.into_iter().rev() {
-            if takes.fits(entry.without(leaving.minus(its))) {
+            if takes.fits(entry.room_without(leaving.minus(its))) {
                 leaving = leaving.minus(its);
             } else {
                 victims.push(slot);

@@ -349,7 +349,8 @@ impl World {
         prop_assert!(!one_zone || zones.len() == 1);
         self.note_kept()?;
         for place in &places {
-            self.check_not_over_committed(self.fleet.host_name(place.host))?;
+            let host = self.fleet.host_name(place.host);
+            self.check_not_over_committed(host, place.victims.is_empty())?;
         }
         Ok(())
     }

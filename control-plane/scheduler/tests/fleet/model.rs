@@ -84,18 +84,30 @@ impl Model {
         (self.sum(present, kept), self.sum(claimed, kept))
     }
 
+    /// What no pod has.
     pub(crate) fn free(&self, host: &str) -> Amount {
         let (present, claimed) = self.present_and_claimed(host);
         self.hosts[host].facts.capacity.minus(present.most(claimed))
     }
 
-    /// What would be free if those that take that much left.
-    pub(crate) fn free_without(&self, host: &str, leaving: Amount) -> Amount {
+    /// What can be promised: nothing by a host that has shrunk below what it holds.
+    pub(crate) fn room(&self, host: &str) -> Amount {
+        let (present, claimed) = self.present_and_claimed(host);
+        self.left(host, present.most(claimed))
+    }
+
+    /// What could be if those that take that much left.
+    pub(crate) fn room_without(&self, host: &str, leaving: Amount) -> Amount {
         let (present, _) = self.present_and_claimed(host);
-        self.hosts[host]
-            .facts
-            .capacity
-            .minus(present.minus(leaving))
+        self.left(host, present.minus(leaving))
+    }
+
+    fn left(&self, host: &str, used: Amount) -> Amount {
+        let capacity = self.hosts[host].facts.capacity;
+        match used.fits(capacity) {
+            true => capacity.minus(used),
+            false => Amount::default(),
+        }
     }
 
     pub(crate) fn strained(&self, host: &str) -> bool {
@@ -247,7 +259,7 @@ impl Model {
             .find_map(|((family, takes), zones)| {
                 let hosts = self.open_hosts(spec, &family, required_only);
                 let hosts = hosts.filter(|host| {
-                    zones.iter().any(|zone| zone == self.zone(host)) && takes.fits(self.free(host))
+                    zones.iter().any(|zone| zone == self.zone(host)) && takes.fits(self.room(host))
                 });
                 let hosts: BTreeSet<String> = hosts.cloned().collect();
                 (!hosts.is_empty()).then_some(((family, takes), hosts))
@@ -272,7 +284,7 @@ impl Model {
             hosts.any(|host| {
                 let victims = self.on(host).filter(|pod| Self::may_be_evicted(spec, pod));
                 let leaving = self.sum(victims, Amount::default());
-                !self.strained(host) && takes.fits(self.free_without(host, leaving))
+                !self.strained(host) && takes.fits(self.room_without(host, leaving))
             })
         })
     }
