@@ -55,6 +55,10 @@ struct Flags {
     /// The most pods at once.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     max_pods: u32,
+    /// Pods that may start at once; where it is not given, four a CPU of this machine, at
+    /// least 8 and at most 64.
+    #[arg(long, value_name = "N")]
+    parallel_starts: Option<usize>,
     /// Size of a pod's scratch disk in bytes; it takes only what is written.
     #[arg(long, value_name = "BYTES", default_value_t = 4 << 30)]
     scratch_bytes: u64,
@@ -98,6 +102,7 @@ async fn run(flags: Flags) -> anyhow::Result<()> {
         host: flags.host,
         zone: flags.zone,
         max_pods: flags.max_pods,
+        parallel_starts: flags.parallel_starts,
         scratch_bytes: flags.scratch_bytes,
         max_image_bytes: flags.max_image_bytes,
         insecure_registries: flags.insecure_registries,

@@ -60,6 +60,8 @@ pub struct Config {
     pub zone: String,
     /// The most pods at once.
     pub max_pods: u32,
+    /// Pods that may start at once; `None`: as fits this machine.
+    pub parallel_starts: Option<usize>,
     /// Size of a pod's scratch disk in bytes.
     pub scratch_bytes: u64,
     /// The largest image in bytes, flattened.
@@ -122,7 +124,7 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
         .map_err(|e| flag("--admin", config.admin.display(), e))?;
     let agent = AgentLink::new(&config.agent)?;
     let host = agent.host(AGENT_PATIENCE).await?;
-    let card = Arc::new(open(&config, agent, Turns::new(host.cpus))?);
+    let card = Arc::new(open(&config, agent, Turns::new(config.parallel_starts))?);
 
     let reconciler = Arc::new(Reconciler::begin(card.clone()).await);
     let (token_key, key) = watch::channel(None);

@@ -5,6 +5,7 @@
 //! without a time limit: limits count from its turn on, so that nothing fails only
 //! because there was a queue.
 
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,8 +20,10 @@ const ENIS: usize = 4;
 /// Machines asked for, or ended, at the agent. It bounds its own stages; this keeps
 /// the queue here, where it costs nothing.
 const MACHINES: usize = 16;
-/// Guests that come up at once: at least, and a CPU of the host.
-const STARTS: usize = 8;
+/// Guests that come up at once, where the card is not told: at least, at most, and a
+/// CPU of this machine. Each is busy until it runs, so that more are only slower. (What
+/// the agent has for pods is no measure: it may promise more CPUs than there are.)
+const STARTS: std::ops::RangeInclusive<usize> = 8..=64;
 const STARTS_A_CPU: usize = 4;
 /// A start that takes longer hangs, and no longer keeps others from theirs. A host that is
 /// merely slow must not get there: more starts at once would make it slower still.
@@ -56,15 +59,17 @@ pub(crate) struct Turn {
 pub(crate) struct LimitedTurn(AbortHandle);
 
 impl Turns {
-    /// Turns for a host with so many CPUs.
-    pub(crate) fn new(cpus: u32) -> Self {
-        let cpus = usize::try_from(cpus).unwrap_or(1);
+    /// The turns of a card that starts so many pods at once; `None`: as fits this machine.
+    pub(crate) fn new(starts: Option<usize>) -> Self {
+        let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let fitting = cpus.saturating_mul(STARTS_A_CPU);
+        let fitting = fitting.clamp(*STARTS.start(), *STARTS.end());
         Self {
             volumes: Stage::new(VOLUMES),
             enis: Stage::new(ENIS),
             machines: Stage::new(MACHINES),
             ends: Stage::new(MACHINES),
-            starts: Stage::new(STARTS.max(cpus.saturating_mul(STARTS_A_CPU))),
+            starts: Stage::new(starts.unwrap_or(fitting).max(1)),
         }
     }
 }

@@ -75,7 +75,6 @@ impl Agent for PlayedAgent {
     async fn get_host(&self, _: Request<GetHostRequest>) -> Result<Response<HostInfo>, Status> {
         Ok(Response::new(HostInfo {
             version: "played".into(),
-            // Guests that say nothing keep their turn to start: there is one for each.
             cpus: 64,
             memory_bytes: 1 << 40,
         }))
