@@ -131,9 +131,23 @@ async fn clones_of_one_template_run_and_leave_nothing() {
 // have ended, to use it again, would make it lose less.
 #[tokio::test]
 async fn a_count_of_what_idle_clones_cost_is_what_the_host_lost() {
-    const CLONES: u64 = 32;
     let flags = ["--warm-pool", "0", "--memory", "8589934592"];
-    let (_folder, mut agent) = agent("usage", parking_guest::parks, &flags).await;
+    let (_folder, agent) = agent("usage", parking_guest::parks, &flags).await;
+    count_clones(agent).await;
+}
+
+#[tokio::test]
+async fn a_count_of_what_idle_clones_of_linux_cost_is_what_the_host_lost() {
+    let flags = ["--warm-pool", "0", "--memory", "8589934592"];
+    let options = Options {
+        kernel: None,
+        flags: flags.map(str::to_owned).to_vec(),
+    };
+    count_clones(Agent::start("linux", options).await).await;
+}
+
+async fn count_clones(mut agent: Agent) {
+    const CLONES: u64 = 32;
     // The template and what first use allocates are not the clones'.
     agent.prepare(sandbox("first", 1)).await.unwrap();
     agent.stop("first", 1).await.unwrap();
