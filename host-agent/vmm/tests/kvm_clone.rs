@@ -48,9 +48,9 @@ fn vmm() -> Vmm {
     Vmm::spawn(&path)
 }
 
-// A program for Linux. It parks; in the clone it takes 32 random bytes of the host
-// for the kernel's generator, says that it lives, and ends with the machine's kind as
-// its code.
+// A program for Linux. It parks; in the clone it writes what the clock said before and
+// says now, takes 32 random bytes of the host for the kernel's generator, says that it
+// lives, and ends with the machine's kind as its code.
 std::arch::global_asm!(
     r#"
     .pushsection .rodata.park, "a"
@@ -61,9 +61,24 @@ park_begin:
     mov esi, 0x14
     mov edx, 1
     syscall
+    # clock_gettime(CLOCK_MONOTONIC), before it parks and after
+    mov eax, 228
+    mov edi, 1
+    mov esi, 0x1010900
+    syscall
     mov edx, 0x2f00
     mov eax, 2
     out dx, eax
+    mov eax, 228
+    mov edi, 1
+    mov esi, 0x1010910
+    syscall
+    # write(1, both)
+    mov eax, 1
+    mov edi, 1
+    mov esi, 0x1010900
+    mov edx, 32
+    syscall
     # struct rand_pool_info: 256 bits in 32 bytes.
     mov dword ptr [0x1010800], 256
     mov dword ptr [0x1010804], 32
@@ -123,11 +138,9 @@ fn parks(script: &str) -> File {
          /busybox mount -t sysfs sysfs /sys\n\
          /busybox mount -t devtmpfs dev /dev\n\
          echo 'it parks'\n\
-         read before rest </proc/uptime\n\
-         /park\n\
+         /park >/clocks\n\
          echo \"kind=$?\"\n\
-         read after rest </proc/uptime\n\
-         echo \"uptime=$before,$after\"\n\
+         echo \"clocks=$(/busybox hexdump -ve '8/4 \"%u \"' /clocks)\"\n\
          {script}\n\
          /busybox reboot -f\n"
     );
@@ -212,6 +225,18 @@ fn value<'a>(text: &'a str, name: &str) -> &'a str {
         .unwrap_or_else(|| panic!("no {name} in {text}"))
 }
 
+/// From the first clock to the second, each four words: seconds and nanoseconds.
+fn leap(clocks: &str) -> Duration {
+    let words: Vec<u64> = clocks
+        .split_whitespace()
+        .map(|word| word.parse().unwrap())
+        .collect();
+    let time = |at: usize| Duration::from_secs(words[at]) + Duration::from_nanos(words[at + 2]);
+    time(4)
+        .checked_sub(time(0))
+        .unwrap_or_else(|| panic!("back in time: {clocks}"))
+}
+
 /// How long a template waits for its clones.
 const PAUSE: Duration = Duration::from_secs(5);
 
@@ -219,11 +244,12 @@ const PAUSE: Duration = Duration::from_secs(5);
 fn clones_have_all_their_processors_their_time_and_their_own_randomness() {
     // Each processor sleeps by its own timer.
     let script = "\
+        read before rest </proc/uptime\n\
         for cpu in $(/busybox seq 0 $(($(/busybox nproc) - 1))); do\n\
             /busybox taskset -c $cpu /busybox sleep 0.1 && echo \"slept on $cpu\"\n\
         done\n\
-        read later rest </proc/uptime\n\
-        echo \"later=$later\"\n\
+        read after rest </proc/uptime\n\
+        echo \"uptime=$before,$after\"\n\
         echo \"random=$(/busybox head -c 16 /dev/urandom | /busybox hexdump -ve '1/1 \"%02x\"')\"\n\
         echo \"clock=$(/busybox cat /sys/devices/system/clocksource/clocksource0/current_clocksource)\"";
     for (vcpus, profile) in [
@@ -236,28 +262,33 @@ fn clones_have_all_their_processors_their_time_and_their_own_randomness() {
         std::thread::sleep(PAUSE);
         let began = Instant::now();
         let clones = [(); 2].map(|()| Clone::of(&template, &[]));
-        let texts = clones.map(Clone::printed);
-        let took = began.elapsed().as_secs_f64();
+        let ends = clones.map(|mut clone| {
+            clone.vmm.alive();
+            let alive = began.elapsed();
+            (clone.printed(), alive)
+        });
+        let texts = ends.each_ref().map(|(text, _)| text);
         println!("{vcpus} vCPUs:\n{}", texts[0]);
-        for text in &texts {
+        for (text, alive) in &ends {
             assert_eq!(value(text, "kind"), "2", "no clone: {text}");
             for cpu in 0..vcpus {
                 assert!(text.contains(&format!("slept on {cpu}\n")), "{text}");
             }
+            let leap = leap(value(text, "clocks"));
+            // The clone's own time, and that between parking and writing the state.
+            let most = *alive + PAUSE / 2;
+            assert!(leap < most, "{leap:?} in {alive:?}: {text}");
             let (before, after) = value(text, "uptime").split_once(',').unwrap();
             let seconds = |text: &str| text.parse::<f64>().unwrap();
-            let (before, after) = (seconds(before), seconds(after));
-            let later = seconds(value(text, "later"));
-            assert!(before <= after, "back in time: {text}");
-            // The template's own part is short, but no pause.
-            let most = took + PAUSE.as_secs_f64() / 2.0;
-            assert!(later - before < most, "{later} - {before}: {text}");
-            let slept = later - after;
-            assert!(slept >= 0.1 * f64::from(vcpus), "{slept} s in the clone");
+            let slept = seconds(after) - seconds(before);
+            assert!(
+                slept >= 0.1 * f64::from(vcpus),
+                "{slept} s for {vcpus} sleeps: {text}"
+            );
             assert!(!text.contains("stall"), "{text}");
         }
-        assert_eq!(value(&texts[0], "random").len(), 32);
-        assert_ne!(value(&texts[0], "random"), value(&texts[1], "random"));
+        assert_eq!(value(texts[0], "random").len(), 32);
+        assert_ne!(value(texts[0], "random"), value(texts[1], "random"));
     }
 }
 
