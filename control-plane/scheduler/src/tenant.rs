@@ -79,6 +79,8 @@ pub(crate) struct Tenant {
     pub(crate) ranks: BTreeMap<(Class, i32), Chain>,
     /// Its templates that are known.
     pub(crate) templates: BTreeSet<u32>,
+    /// The same by their labels' keys and values.
+    pub(crate) labelled: Table<String, Table<String, BTreeSet<u32>>>,
     /// Terms by the first label of their selector.
     pub(crate) terms: Table<String, Table<String, Vec<u32>>>,
     /// Terms whose selector names no label.

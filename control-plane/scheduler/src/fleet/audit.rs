@@ -147,6 +147,13 @@ impl Fleet {
             .count();
         same("are", "idle templates", &self.idle_templates, &idle)?;
         for (slot, template) in self.templates.iter() {
+            let mut matched = template.matched.clone();
+            matched.sort_unstable();
+            let terms = self.terms.entries.iter().filter(|(_, term)| {
+                term.tenant == template.tenant && term.selector.matches(&template.spec.labels)
+            });
+            let meant: Vec<u32> = terms.map(|(term, _)| term).collect();
+            same("is meant by", "a template", &matched, &meant)?;
             let least = refs.get(&slot).copied().unwrap_or_default();
             if template.refs < least {
                 return Err("a template in use may be swept".into());

@@ -11,6 +11,7 @@ use crate::levels::{MAX_DISKS, MAX_ENIS};
 use crate::reason::Refusal;
 use crate::selector::{Labels, Selector};
 use crate::slab::number;
+use crate::table::Table;
 use crate::template::{PodTemplate, Rule, Topology, Zones};
 
 /// Templates that nobody uses any more are kept up to this many, for those that come
@@ -69,8 +70,13 @@ impl Fleet {
             uses,
             refs: 0,
         });
+        let owner = &mut self.tenants[tenant as usize];
+        owner.templates.insert(template);
+        for (key, value) in &spec.labels {
+            let values = owner.labelled.entry(key.clone()).or_default();
+            values.entry(value.clone()).or_default().insert(template);
+        }
         self.known_templates.insert(spec, template);
-        self.tenants[tenant as usize].templates.insert(template);
         self.idle_templates += 1;
         Ok(template)
     }
@@ -172,15 +178,23 @@ impl Fleet {
     fn add_term(&mut self, tenant: u32, topology: Topology, selector: &Selector) -> u32 {
         let term = self.terms.insert(tenant, topology, selector);
         let owner = &mut self.tenants[tenant as usize];
-        match selector.labels.first_key_value() {
+        let none = BTreeSet::new();
+        let candidates = match selector.labels.first_key_value() {
             Some((key, value)) => {
                 let values = owner.terms.entry(key.clone()).or_default();
                 values.entry(value.clone()).or_default().push(term);
+                let labelled = owner.labelled.get(key);
+                labelled
+                    .and_then(|values| values.get(value))
+                    .unwrap_or(&none)
             }
-            None => owner.open_terms.push(term),
-        }
+            None => {
+                owner.open_terms.push(term);
+                &owner.templates
+            }
+        };
         let mut meant = BTreeSet::new();
-        for &template in &owner.templates {
+        for &template in candidates {
             let entry = &mut self.templates[template];
             if selector.matches(&entry.spec.labels) {
                 entry.matched.push(term);
@@ -219,48 +233,54 @@ impl Fleet {
             .iter()
             .filter(|(_, template)| template.refs == 0);
         let idle: Vec<u32> = idle.map(|(slot, _)| slot).collect();
+        let mut unused = BTreeSet::new();
         for template in idle {
             let Some(removed) = self.templates.remove(template) else {
                 continue;
             };
             self.known_templates.remove(&removed.spec);
-            self.tenants[removed.tenant as usize]
-                .templates
-                .remove(&template);
+            let owner = &mut self.tenants[removed.tenant as usize];
+            owner.templates.remove(&template);
+            for (key, value) in &removed.spec.labels {
+                forget(&mut owner.labelled, key, value, |templates| {
+                    templates.remove(&template);
+                    templates.is_empty()
+                });
+            }
             for used in removed.uses {
                 let users = &mut self.terms.entries[used.term].users;
                 *users -= 1;
                 if *users == 0 {
-                    self.remove_term(used.term);
+                    unused.insert(used.term);
                 }
             }
         }
         self.idle_templates = 0;
+        let meant = self
+            .templates
+            .iter()
+            .filter(|(_, template)| template.matched.iter().any(|term| unused.contains(term)));
+        for template in meant.map(|(slot, _)| slot).collect::<Vec<u32>>() {
+            let matched = &mut self.templates[template].matched;
+            matched.retain(|term| !unused.contains(term));
+        }
+        for term in unused {
+            self.remove_term(term);
+        }
     }
 
+    /// Forgets a term that no template knows of any more.
     fn remove_term(&mut self, term: u32) {
         let Some(removed) = self.terms.remove(term) else {
             return;
         };
         let owner = &mut self.tenants[removed.tenant as usize];
         match removed.selector.labels.first_key_value() {
-            Some((key, value)) => {
-                if let Some(values) = owner.terms.get_mut(key) {
-                    if let Some(terms) = values.get_mut(value) {
-                        terms.retain(|one| *one != term);
-                        if terms.is_empty() {
-                            values.remove(value);
-                        }
-                    }
-                    if values.is_empty() {
-                        owner.terms.remove(key);
-                    }
-                }
-            }
+            Some((key, value)) => forget(&mut owner.terms, key, value, |terms| {
+                terms.retain(|one| *one != term);
+                terms.is_empty()
+            }),
             None => owner.open_terms.retain(|one| *one != term),
-        }
-        for &template in &owner.templates {
-            self.templates[template].matched.retain(|one| *one != term);
         }
     }
 
@@ -268,5 +288,23 @@ impl Fleet {
     #[must_use]
     pub fn templates(&self) -> u32 {
         number(self.templates.len())
+    }
+}
+
+/// Changes what is kept under a label, and drops the entry once that is empty.
+fn forget<T>(
+    kept: &mut Table<String, Table<String, T>>,
+    key: &str,
+    value: &str,
+    change: impl FnOnce(&mut T) -> bool,
+) {
+    let Some(values) = kept.get_mut(key) else {
+        return;
+    };
+    if values.get_mut(value).is_some_and(change) {
+        values.remove(value);
+        if values.is_empty() {
+            kept.remove(key);
+        }
     }
 }

@@ -66,7 +66,9 @@ impl Fleet {
     pub(super) fn tell_free(&mut self, host: u32) {
         let entry = &self.hosts[host];
         if entry.is_open() {
-            let (cell, free) = (entry.cell, self.room(host).plus(entry.spot));
+            // On a host that has shrunk the first may be nothing.
+            let without_spot = entry.room_without(self.shared(host).plus(entry.spot));
+            let (cell, free) = (entry.cell, self.room(host).most(without_spot));
             let most = self.news.rooms.entry(cell).or_default();
             *most = most.most(free);
         }

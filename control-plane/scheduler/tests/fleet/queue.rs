@@ -159,7 +159,7 @@ fn play(templates: &[PodTemplate], steps: &[Step]) -> Result<(), TestCaseError> 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1000, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
 
     #[test]
     fn nobody_is_lost_and_nobody_waits_where_there_is_room(
