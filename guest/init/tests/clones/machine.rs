@@ -141,6 +141,11 @@ impl Machine {
         (machine, incoming)
     }
 
+    /// Bytes that the guest has given back since it was cloned.
+    pub(crate) fn reclaimed(&mut self) -> u64 {
+        self.vmm.stats().reclaimed_bytes
+    }
+
     /// What the guest has printed.
     pub(crate) fn console(&self) -> String {
         let mut bytes = Vec::new();

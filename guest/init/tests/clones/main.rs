@@ -11,6 +11,8 @@ mod parts;
 #[path = "../../../../host-agent/vmm/tests/played_agent/mod.rs"]
 mod played_agent;
 
+use std::time::{Duration, Instant};
+
 use longship_framed::guest::StreamKind;
 use longship_framed::guest::request::Operation;
 use longship_framed::now_us;
@@ -70,4 +72,27 @@ async fn clones_are_pods_of_their_own() {
             }
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_that_a_container_frees_goes_back_to_the_host() {
+    const USED: u64 = 48 << 20;
+    let mut card = Card::boot().await;
+    let configured = card.ask(Operation::Configure(configuration())).await;
+    assert_eq!(configured, None);
+    let before = card.machine.reclaimed();
+    let take = format!("dd if=/dev/zero of=/dev/null bs={USED} count=1 2>/dev/null; echo done");
+    let (said, _) = card.run("main", shell(&take)).await;
+    assert_eq!(said, "done\n");
+    // The kernel reports every two seconds, and not everything at once.
+    let began = Instant::now();
+    let mut back = 0;
+    while back < USED * 3 / 4 && began.elapsed() < Duration::from_secs(60) {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        back = card.machine.reclaimed() - before;
+    }
+    let after = began.elapsed().as_millis();
+    println!("{back} of {USED} bytes came back within {after} ms");
+    assert!(back >= USED * 3 / 4);
+    card.power_off().await;
 }
