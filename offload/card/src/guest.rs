@@ -23,9 +23,9 @@ pub(crate) const PORTS: [u32; 2] = [Port::Control as u32, Port::Stream as u32];
 /// How long init may take to answer one request.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a stream may take from its connection to its header.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a process's streams may take once it was started.
-const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
+const STREAM_TIMEOUT: Duration = Duration::from_secs(60);
 const SIGKILL: i32 = 9;
 /// Requests on their way to init.
 const REQUESTS: usize = 32;

@@ -55,8 +55,8 @@ struct Flags {
     /// The most pods at once.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     max_pods: u32,
-    /// Pods that may start at once; where it is not given, four a CPU of this machine, at
-    /// least 8 and at most 64.
+    /// Pods that may start at once; where it is not given, two a CPU of this machine, at
+    /// least 4 and at most 64.
     #[arg(long, value_name = "N")]
     parallel_starts: Option<usize>,
     /// Size of a pod's scratch disk in bytes; it takes only what is written.

@@ -23,11 +23,11 @@ const MACHINES: usize = 16;
 /// Guests that come up at once, where the card is not told: at least, at most, and a
 /// CPU of this machine. Each is busy until it runs, so that more are only slower. (What
 /// the agent has for pods is no measure: it may promise more CPUs than there are.)
-const STARTS: std::ops::RangeInclusive<usize> = 8..=64;
-const STARTS_A_CPU: usize = 4;
+const STARTS: std::ops::RangeInclusive<usize> = 4..=64;
+const STARTS_A_CPU: usize = 2;
 /// A start that takes longer hangs, and no longer keeps others from theirs. A host that is
 /// merely slow must not get there: more starts at once would make it slower still.
-pub(crate) const START_LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const START_LIMIT: Duration = Duration::from_secs(120);
 
 /// The turns of all stages.
 #[derive(Debug)]
