@@ -27,8 +27,12 @@ pub(crate) fn available() -> Result<u64, BenchError> {
     field("MemAvailable")
 }
 
-/// `MemAvailable` in bytes once it is still: caches are dropped (where allowed), then
-/// it is looked at until some looks agree.
+/// What is free or holds files that could be read again, in bytes, once it is still:
+/// caches are dropped (where allowed), then it is looked at until some looks agree.
+///
+/// It is `MemAvailable` without its deductions, which depend on how much is cached at
+/// the moment, and without slab that counts as reclaimable: what of that is left after
+/// caches were dropped is held by something.
 pub(crate) async fn settled() -> Result<f64, BenchError> {
     nix::unistd::sync();
     // Only root may; elsewhere the kernel counts most of what is cached as available.
@@ -37,7 +41,7 @@ pub(crate) async fn settled() -> Result<f64, BenchError> {
     let mut looks = Vec::new();
     loop {
         tokio::time::sleep(LOOK).await;
-        looks.push(number(available()?));
+        looks.push(number(unheld()?));
         let last = looks.get(looks.len().saturating_sub(LOOKS)..);
         let last = last.unwrap_or_default();
         let most = last.iter().copied().fold(f64::MIN, f64::max);
@@ -51,13 +55,14 @@ pub(crate) async fn settled() -> Result<f64, BenchError> {
 
 /// Kinds of memory that the kernel counts apart and that do not come back by
 /// themselves (proc_meminfo(5)).
-pub(crate) const KINDS: [(&str, &str); 7] = [
+pub(crate) const KINDS: [(&str, &str); 8] = [
     ("AnonPages", "anonymous"),
     ("Shmem", "memfds, files in memory"),
     ("PageTables", "page tables of processes"),
     ("SecPageTables", "page tables of guests"),
     ("KernelStack", "kernel stacks"),
     ("SUnreclaim", "slab"),
+    ("SReclaimable", "slab, in use though reclaimable"),
     ("Percpu", "per-CPU"),
 ];
 
@@ -68,6 +73,12 @@ pub(crate) const KINDS: [(&str, &str); 7] = [
 pub(crate) fn by_kind() -> Result<[f64; KINDS.len()], BenchError> {
     let text = std::fs::read_to_string(MEMINFO).map_err(file("read", MEMINFO))?;
     Ok(KINDS.map(|(name, _)| number(parse(&text, name).unwrap_or(0))))
+}
+
+/// Free, or file cache.
+fn unheld() -> Result<u64, BenchError> {
+    let parts = ["MemFree", "Active(file)", "Inactive(file)"].map(field);
+    parts.into_iter().sum()
 }
 
 fn field(name: &'static str) -> Result<u64, BenchError> {

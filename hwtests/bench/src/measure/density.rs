@@ -292,8 +292,9 @@ impl Density {
             tables,
             charts,
             notes: vec![format!(
-                "{} alive: {}. Memory: MemAvailable before and after, caches dropped, still; \
-                 all that they cost is in it, whoever holds it; the template is not.",
+                "{} alive: {}. Memory: what is free or file cache, before and after, caches \
+                 dropped, still; all that they cost is in it, whoever holds it; the template \
+                 is not.",
                 seen.alive, seen.why
             )],
         }
