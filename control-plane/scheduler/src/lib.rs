@@ -43,7 +43,9 @@ pub use fleet::{
 };
 pub use host::{Capacity, HostError, HostSpec, HostView};
 pub use levels::{MAX_DISKS, MAX_ENIS};
-pub use placement::{HostId, Placed, PlacementError, PodId, Request, Reservation, Ticket};
+pub use placement::{
+    HostId, Placed, PlacementError, PodId, Prepared, Request, Reservation, Ticket,
+};
 pub use policy::Policy;
 pub use quantity::{bytes_text, cpus_text};
 pub use reason::{Declined, LimitReached, PlaceError, Refusal};

@@ -18,6 +18,10 @@ impl fmt::Display for PodId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HostId(pub(crate) u32);
 
+/// A template that a fleet keeps ready, for whoever makes many pods of it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Prepared(pub(crate) u32);
+
 /// A pod's hold on its place. The generation tells it from every other place that
 /// the pod had or will have: what comes with an older one is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

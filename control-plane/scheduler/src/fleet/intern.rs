@@ -8,6 +8,7 @@ use super::{BY_RANK, Choice, Fleet, Template, Use};
 use crate::amount::Amount;
 use crate::flavor::MAX_GPUS;
 use crate::levels::{MAX_DISKS, MAX_ENIS};
+use crate::placement::Prepared;
 use crate::reason::Refusal;
 use crate::selector::{Labels, Selector};
 use crate::slab::number;
@@ -29,6 +30,22 @@ impl Fleet {
             self.choices(spec)?;
         }
         Ok(())
+    }
+
+    /// Keeps a template ready: a pod of it need not be compared with all others then.
+    /// It is kept until [`Fleet::forget`].
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn prepare(&mut self, spec: &PodTemplate) -> Result<Prepared, Refusal> {
+        let template = self.intern(spec)?;
+        self.hold_template(template);
+        Ok(Prepared(template))
+    }
+
+    /// Keeps a template ready no more. Its pods stay.
+    pub fn forget(&mut self, prepared: Prepared) {
+        self.drop_template(prepared.0);
     }
 
     /// The template's number; worked out where it is new.

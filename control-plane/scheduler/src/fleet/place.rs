@@ -4,7 +4,7 @@ use super::gate::Gate;
 use super::ledger::{Admission, Stage};
 use super::{Choice, Fleet, Template};
 use crate::index::{Found, Search};
-use crate::placement::{HostId, Placed, PodId};
+use crate::placement::{HostId, Placed, PodId, Prepared};
 use crate::reason::Declined;
 use crate::slab::NONE;
 use crate::template::{Class, Fallback, PodTemplate, Zones};
@@ -25,6 +25,18 @@ impl Fleet {
     pub fn reserve(&mut self, pod: PodId, spec: &PodTemplate) -> Result<Placed, Declined> {
         let template = self.intern(spec)?;
         self.reserve_waiting(pod, template)
+    }
+
+    /// As [`Fleet::reserve`], for a template that is kept ready.
+    ///
+    /// # Errors
+    /// [`Declined`], but for its template being refused.
+    pub fn reserve_prepared(
+        &mut self,
+        pod: PodId,
+        prepared: &Prepared,
+    ) -> Result<Placed, Declined> {
+        self.reserve_waiting(pod, prepared.0)
     }
 
     /// Each pod for itself; the answers in the same order.

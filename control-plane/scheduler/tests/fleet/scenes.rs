@@ -403,3 +403,19 @@ fn templates_that_nobody_uses_are_forgotten() {
     assert!(fleet.templates() < 5000, "{}", fleet.templates());
     fleet.audit().unwrap();
 }
+
+#[test]
+fn a_prepared_template_places_as_its_spec_does_until_it_is_forgotten() {
+    let mut fleet = fleet(&[("h1", "a", 2, 16)]);
+    let spec = pod(1, Class::OnDemand);
+    let prepared = fleet.prepare(&spec).unwrap();
+    let placed = fleet.reserve_prepared(PodId(1), &prepared).unwrap();
+    let again = fleet.reserve_prepared(PodId(1), &prepared);
+    assert!(matches!(again, Err(Declined::AlreadyPlaced { .. })));
+    place(&mut fleet, 2, &spec);
+    let full = fleet.reserve_prepared(PodId(3), &prepared);
+    assert_eq!(full, Err(Declined::NoRoom));
+    fleet.forget(prepared);
+    fleet.release(placed.ticket).unwrap();
+    fleet.audit().unwrap();
+}
