@@ -13,7 +13,7 @@ fn pod(name: &str, image: &str, profile: &str, script: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  restartPolicy: Always\n  \
          memoryProfile: {profile}\n  terminationGracePeriodSeconds: 1\n  containers:\n  - name: c\n    \
-         image: {image}\n    command: [sh, -c, {script}]\n    resources: {{limits: {{memory: 256Mi}}}}\n"
+         image: {image}\n    command: [sh, -c, {script}]\n    resources: {{limits: {{cpu: 1, memory: 256Mi}}}}\n"
     )
 }
 
@@ -100,7 +100,7 @@ fn disks_network_and_channel_serve_both_memory_profiles() {
         let disk = exec(
             &longship,
             profile,
-            "head -c 9000000 /dev/urandom > /blob; sync; sha256sum < /blob; \
+            "head -c 4000000 /dev/urandom > /blob; sync; sha256sum < /blob; \
              echo 3 > /proc/sys/vm/drop_caches 2>/dev/null; sha256sum < /blob; sha256sum < /bin/busybox",
         );
         let sums: Vec<&str> = disk.lines().collect();
@@ -168,13 +168,13 @@ fn memory_that_a_pod_frees_goes_back_to_the_host() {
         exec(
             &longship,
             profile,
-            "dd if=/dev/zero of=/dev/shm/x bs=1M count=100 2>&1",
+            "dd if=/dev/zero of=/dev/shm/x bs=1M count=48 2>&1",
         );
         let full = guest();
-        assert!(full > idle + (90 << 20), "{profile}: {idle} then {full}");
+        assert!(full > idle + (44 << 20), "{profile}: {idle} then {full}");
         exec(&longship, profile, "rm /dev/shm/x");
         // Free memory is reported each two seconds, in pieces.
-        eventually(120, "the host has it again", || guest() < idle + (25 << 20));
+        eventually(120, "the host has it again", || guest() < idle + (20 << 20));
         longship.delete(profile);
     }
     longship.assert_nothing_held();
