@@ -158,12 +158,13 @@ impl Fleet {
         let Self::Pods(pods) = self else {
             return Ok(());
         };
-        let said = pods.script(name, "echo $((6 * 7))").await?;
-        if said == "42\n" {
-            Ok(())
-        } else {
-            Err(BenchError::Impossible(format!("{name} answered {said:?}")))
-        }
+        let why = match pods.script(name, "echo $((6 * 7))").await {
+            Ok(said) if said == "42\n" => return Ok(()),
+            Ok(said) => format!("answered {said:?}"),
+            Err(error) => error.to_string(),
+        };
+        let state = pods.describe(name);
+        Err(BenchError::Impossible(format!("{name}: {why} ({state})")))
     }
 
     /// Processes besides the sandboxes' own, with their names.

@@ -296,6 +296,32 @@ impl Pods {
         Ok(String::from_utf8_lossy(&said.stdout).into_owned())
     }
 
+    /// What has become of a pod, for a person.
+    pub(crate) fn describe(&self, name: &str) -> String {
+        let Some(Some(pod)) = self.board.newest().get(name).cloned() else {
+            return "gone".to_owned();
+        };
+        let status = pod.status.unwrap_or_default();
+        let containers = status.containers.iter().map(|container| {
+            format!(
+                "{} is {}, code {}, {} restarts {}",
+                container.name,
+                container.state().as_str_name(),
+                container.exit_code,
+                container.restarts,
+                container.reason
+            )
+        });
+        let containers: Vec<String> = containers.collect();
+        format!(
+            "{} {} {}; {}",
+            status.phase().as_str_name(),
+            status.reason,
+            status.message,
+            containers.join("; ")
+        )
+    }
+
     /// What each pod costs, by the card's account.
     ///
     /// # Errors
