@@ -51,7 +51,7 @@ fn time_in(longship: &Longship, pod: &str) -> f64 {
 fn two_clones_of_one_template_are_two_machines() {
     let registry = Registry::start();
     let image = registry.push(&busybox_layout(), "busybox:1");
-    let longship = Longship::up();
+    let longship = Longship::up_with(&["--cpus", "8"]);
     let identity = "cat /proc/sys/kernel/random/boot_id; head -c 32 /dev/urandom | sha256sum; \
                     cat /etc/machine-id; cat /sys/class/net/eth0/address; \
                     ip -4 -o addr show dev eth0 | grep -o 'inet [0-9.]*'; hostname";
@@ -91,7 +91,7 @@ fn two_clones_of_one_template_are_two_machines() {
 fn disks_network_and_channel_serve_both_memory_profiles() {
     let registry = Registry::start();
     let image = registry.push(&busybox_layout(), "busybox:1");
-    let longship = Longship::up();
+    let longship = Longship::up_with(&["--cpus", "8"]);
     for profile in ["dense", "direct"] {
         let yaml = pod(profile, &image, profile, "exec httpd -f -h /");
         longship.create(&yaml).ok();
@@ -154,7 +154,7 @@ fn disks_network_and_channel_serve_both_memory_profiles() {
 fn memory_that_a_pod_frees_goes_back_to_the_host() {
     let registry = Registry::start();
     let image = registry.push(&busybox_layout(), "busybox:1");
-    let longship = Longship::up();
+    let longship = Longship::up_with(&["--cpus", "8"]);
     for profile in ["dense", "direct"] {
         let yaml = pod(profile, &image, profile, "exec sleep 10000");
         longship.create(&yaml).ok();
