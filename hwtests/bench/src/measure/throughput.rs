@@ -69,7 +69,7 @@ impl Throughput {
             let server = pods.run(&format!("{name}-server"), profile).await?;
             let script = format!(
                 "mkdir -p /www && dd if=/dev/zero of=/www/file bs=1M count={} 2>/dev/null && \
-                 cat /www/file >/dev/null && httpd -h /www",
+                 cat /www/file >/dev/null && httpd -h /www </dev/null >/dev/null 2>&1",
                 self.net_mib
             );
             pods.script(&format!("{name}-server"), &script).await?;

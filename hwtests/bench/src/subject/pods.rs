@@ -285,9 +285,11 @@ impl Pods {
     /// Runs a shell script in a pod and gives what it printed.
     ///
     /// # Errors
-    /// As [`Pods::exec`], or the script's failure.
+    /// As [`Pods::exec`], the script's failure, or that it does not end.
     pub(crate) async fn script(&self, name: &str, script: &str) -> Result<String, BenchError> {
-        let said = self.exec(name, &["sh", "-c", script], 1 << 16).await?;
+        let what = format!("{name}: `{script}` does not end");
+        let command = ["sh", "-c", script];
+        let said = within(SECONDS, &what, self.exec(name, &command, 1 << 16)).await??;
         if said.code != 0 {
             let stderr = String::from_utf8_lossy(&said.stderr).into_owned();
             let why = format!("{name}: `{script}` ended with {}: {stderr}", said.code);
