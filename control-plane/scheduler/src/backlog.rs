@@ -310,10 +310,11 @@ impl Backlog {
 
     /// Lines that something has changed for may be tried again.
     fn wake(&mut self, fleet: &mut Fleet) {
-        let news: News = fleet.take_news();
+        let mut news: News = fleet.take_news();
         if self.resting.is_empty() || news.is_empty() {
             return;
         }
+        fleet.complete(&mut news);
         let woken = self.resting.iter().copied().filter(|line| {
             let mut templates = self.lines[*line].templates.iter();
             templates.any(|template| fleet.may_have_room(*template, &news))

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Fleet;
+use super::{BY_HOST, Fleet};
 use crate::amount::Amount;
 use crate::template::Class;
 use crate::tenant::Limits;
@@ -14,6 +14,10 @@ pub(crate) struct News {
     /// The most that a host with more room than before has free, its spot pods counted
     /// as room, by cell.
     pub(crate) rooms: BTreeMap<u32, Amount>,
+    /// Hosts with more room than before, or whose pods may be evicted now.
+    freed: BTreeSet<u32>,
+    /// Tenants with pods on those: less room is missing where they evict their own.
+    nearby: BTreeSet<u32>,
     /// Tenants whose pods, limits or reservations have changed: what they must be
     /// with or apart from may have.
     pub(crate) tenants: BTreeSet<u32>,
@@ -23,7 +27,7 @@ pub(crate) struct News {
 
 impl News {
     pub(crate) fn is_empty(&self) -> bool {
-        self.rooms.is_empty() && self.tenants.is_empty() && !self.hosts
+        self.freed.is_empty() && self.tenants.is_empty() && !self.hosts
     }
 }
 
@@ -45,6 +49,9 @@ impl Fleet {
             }
         }
         if news.hosts && !template.uses.is_empty() {
+            return true;
+        }
+        if template.spec.preempts && news.nearby.contains(&template.tenant) {
             return true;
         }
         template.choices.iter().any(|choice| {
@@ -71,11 +78,24 @@ impl Fleet {
             let (cell, free) = (entry.cell, self.room(host).most(without_spot));
             let most = self.news.rooms.entry(cell).or_default();
             *most = most.most(free);
+            self.news.freed.insert(host);
         }
     }
 
     /// All news since the last time.
     pub(crate) fn take_news(&mut self) -> News {
         std::mem::take(&mut self.news)
+    }
+
+    /// Finds whose pods are on the hosts that the news are about.
+    pub(crate) fn complete(&self, news: &mut News) {
+        for host in std::mem::take(&mut news.freed) {
+            let Some(entry) = self.hosts.get(host) else {
+                continue;
+            };
+            let on_host = entry.pods.iter::<BY_HOST, _>(&self.pods);
+            let tenants = on_host.map(|(_, held)| self.templates[held.template].tenant);
+            news.nearby.extend(tenants);
+        }
     }
 }

@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use longship_scheduler::{
-    Amount, Backlog, Decision, Flavors, Fleet, Gang, HostFacts, PodId, PodTemplate, Policy, Ticket,
+    Amount, Backlog, Decision, Flavors, Fleet, Gang, HostFacts, Placed, PodId, PodTemplate, Policy,
+    Ticket,
 };
 use proptest::prelude::*;
 
@@ -290,4 +291,47 @@ fn a_gang_waits_together_and_says_how_far_it_would_get() {
         "2 of the 3 pods of its gang have room; for the next, \
          no host in zone a has 1 CPU free: the largest gap is 0 CPUs"
     );
+}
+
+/// Who is placed for a pod that waits, and may evict a lesser one of its tenant.
+fn evicts(backlog: &mut Backlog, fleet: &mut Fleet) -> Option<(PodId, usize)> {
+    match backlog.pump(fleet, 10).as_slice() {
+        [] => None,
+        [Decision::Placed(placed)] => Some((placed.ticket.pod, placed.victims.len())),
+        more => panic!("{more:?}"),
+    }
+}
+
+fn hold(fleet: &mut Fleet, pod: u128, spec: &PodTemplate) -> Placed {
+    let placed = fleet.reserve(PodId(pod), spec).unwrap();
+    fleet.commit(placed.ticket).unwrap();
+    placed
+}
+
+#[test]
+fn who_may_evict_is_tried_again_when_the_host_of_the_lesser_opens() {
+    let mut fleet = small_fleet(2);
+    let mut backlog = Backlog::new();
+    hold(&mut fleet, 1, &of("t", 2000, 0));
+    fleet.set_ready("h", false).unwrap();
+    let mut urgent = of("t", 1000, 1);
+    urgent.preempts = true;
+    backlog.push(&mut fleet, PodId(2), &urgent).unwrap();
+    assert_eq!(evicts(&mut backlog, &mut fleet), None);
+    fleet.set_ready("h", true).unwrap();
+    assert_eq!(evicts(&mut backlog, &mut fleet), Some((PodId(2), 1)));
+}
+
+#[test]
+fn who_may_evict_is_tried_again_when_another_tenants_pod_leaves_too_little_room() {
+    let mut fleet = small_fleet(2);
+    let mut backlog = Backlog::new();
+    let other = hold(&mut fleet, 1, &of("other", 1000, 0));
+    hold(&mut fleet, 2, &of("t", 1000, 0));
+    let mut urgent = of("t", 2000, 1);
+    urgent.preempts = true;
+    backlog.push(&mut fleet, PodId(3), &urgent).unwrap();
+    assert_eq!(evicts(&mut backlog, &mut fleet), None);
+    fleet.release(other.ticket).unwrap();
+    assert_eq!(evicts(&mut backlog, &mut fleet), Some((PodId(3), 1)));
 }
