@@ -58,7 +58,10 @@ impl Server {
     }
 
     pub(crate) async fn create(&mut self, pod: Pod) -> Result<Pod, CliError> {
-        let request = CreatePodRequest { pod: Some(pod) };
+        let request = CreatePodRequest {
+            pod: Some(pod),
+            ..CreatePodRequest::default()
+        };
         bounded(self.pods.create_pod(request)).await
     }
 
@@ -70,9 +73,11 @@ impl Server {
     /// All pods of a namespace; empty: of all.
     pub(crate) async fn list(&mut self, namespace: &str) -> Result<Vec<Pod>, CliError> {
         let namespace = namespace.to_owned();
-        Ok(bounded(self.pods.list_pods(ListPodsRequest { namespace }))
-            .await?
-            .pods)
+        let request = ListPodsRequest {
+            namespace,
+            ..ListPodsRequest::default()
+        };
+        Ok(bounded(self.pods.list_pods(request)).await?.pods)
     }
 
     pub(crate) async fn watch(
@@ -83,7 +88,7 @@ impl Server {
         let request = WatchPodsRequest {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
-            resource_version: 0,
+            ..WatchPodsRequest::default()
         };
         bounded(self.pods.watch_pods(request)).await
     }
@@ -98,6 +103,7 @@ impl Server {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
             grace_seconds,
+            ..DeletePodRequest::default()
         };
         bounded(self.pods.delete_pod(request)).await
     }
@@ -116,9 +122,11 @@ impl Server {
     }
 
     pub(crate) async fn hosts(&mut self) -> Result<Vec<Host>, CliError> {
-        Ok(bounded(self.inventory.list_hosts(ListHostsRequest {}))
-            .await?
-            .hosts)
+        Ok(
+            bounded(self.inventory.list_hosts(ListHostsRequest::default()))
+                .await?
+                .hosts,
+        )
     }
 
     pub(crate) async fn flavors(&mut self) -> Result<Vec<Flavor>, CliError> {

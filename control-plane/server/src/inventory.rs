@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use longship_proto::control::v1::{Host, HostCapacity, ToCard, to_card};
+use longship_proto::control::v1::{Host, HostCapacity, HostState, ToCard, to_card};
 use longship_scheduler::{Capacity, Scheduler};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
@@ -85,7 +85,12 @@ impl Inventory {
                 capacity: Some(capacity(view.spec.capacity)),
                 free: Some(capacity(view.free)),
                 pods: view.pods,
-                ready: view.ready,
+                state: match view.ready {
+                    true => HostState::Ready,
+                    false => HostState::Unknown,
+                }
+                .into(),
+                ..Host::default()
             })
             .collect();
         hosts.sort_by(|a, b| a.name.cmp(&b.name));
@@ -98,5 +103,6 @@ fn capacity(capacity: Capacity) -> HostCapacity {
         cpu_millis: capacity.cpu_millis,
         memory_bytes: capacity.memory_bytes,
         pods: capacity.pods,
+        ..HostCapacity::default()
     }
 }

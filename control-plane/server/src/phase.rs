@@ -13,13 +13,13 @@ use longship_proto::control::v1::Phase;
 pub(crate) fn may_follow(now: Phase, next: Phase) -> bool {
     use Phase::{
         Failed, Pending, Preparing, Released, Running, Scheduled, Starting, Stopping, Succeeded,
-        Unspecified,
+        Unknown, Unspecified,
     };
     match (now, next) {
-        (_, Unspecified | Pending) | (Unspecified | Pending | Released, _) => false,
-        (Scheduled, Scheduled) => true,
+        (_, Unspecified | Pending | Unknown) | (Unspecified | Pending | Released, _) => false,
+        (Scheduled | Unknown, Scheduled) => true,
         (_, Scheduled) => false,
-        (Scheduled | Preparing | Starting | Running, _) | (_, Released) => true,
+        (Scheduled | Preparing | Starting | Running | Unknown, _) | (_, Released) => true,
         (Succeeded | Failed | Stopping, _) => now == next,
     }
 }
@@ -35,7 +35,7 @@ pub(crate) fn is_over(phase: Phase) -> bool {
 mod tests {
     use super::*;
 
-    const ALL: [Phase; 10] = [
+    const ALL: [Phase; 11] = [
         Phase::Unspecified,
         Phase::Pending,
         Phase::Scheduled,
@@ -46,6 +46,7 @@ mod tests {
         Phase::Failed,
         Phase::Stopping,
         Phase::Released,
+        Phase::Unknown,
     ];
 
     #[test]
@@ -71,7 +72,8 @@ mod tests {
             assert!(!may_follow(now, Phase::Pending));
             assert!(!may_follow(now, Phase::Unspecified));
             assert!(!may_follow(Phase::Pending, now));
-            assert_eq!(may_follow(now, Phase::Scheduled), now == Phase::Scheduled);
+            let given = matches!(now, Phase::Scheduled | Phase::Unknown);
+            assert_eq!(may_follow(now, Phase::Scheduled), given);
         }
     }
 

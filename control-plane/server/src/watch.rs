@@ -53,6 +53,7 @@ pub(crate) async fn open(
         for object in listing.objects.iter().filter(|o| wanted(&o.key)) {
             first.push(PodEvent {
                 r#type: pod_event::Type::Added.into(),
+                resource_version: object.version,
                 pod: Some(decode_pod(object).map_err(bad_record)?),
             });
         }
@@ -144,6 +145,7 @@ fn pod_event(event: &Event) -> Result<PodEvent, RecordError> {
     };
     Ok(PodEvent {
         r#type: kind.into(),
+        resource_version: event.object.version,
         pod: Some(pod),
     })
 }

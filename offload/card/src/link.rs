@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use longship_proto::control::v1::cards_client::CardsClient;
-use longship_proto::control::v1::{FromCard, Heartbeat, Register, ToCard, from_card, to_card};
+use longship_proto::control::v1::{
+    FromCard, Heartbeat, PodReports, Register, ToCard, from_card, to_card,
+};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -98,8 +100,9 @@ impl Link {
                     Some(message) => self.receive(message),
                     None => return Ok(()),
                 },
-                report = self.reports.next() => {
-                    send(&outgoing, from_card::Message::Report(Box::new(report))).await?;
+                reports = self.reports.next() => {
+                    let reports = PodReports { reports };
+                    send(&outgoing, from_card::Message::Reports(reports)).await?;
                 }
                 _ = heartbeat.tick() => {
                     send(&outgoing, from_card::Message::Heartbeat(Heartbeat {})).await?;
@@ -111,9 +114,15 @@ impl Link {
     fn receive(&self, message: ToCard) {
         match message.message {
             Some(to_card::Message::Assignments(all)) => self.reconciler.assign_all(all.pods),
-            Some(to_card::Message::Assign(pod)) => self.reconciler.assign(*pod),
-            Some(to_card::Message::ReleaseUid(uid)) => self.reconciler.release(&uid),
-            Some(to_card::Message::Registered(_)) | None => {
+            Some(to_card::Message::Changes(changes)) => {
+                for pod in changes.assign {
+                    self.reconciler.assign(pod);
+                }
+                for uid in changes.release_uids {
+                    self.reconciler.release(&uid);
+                }
+            }
+            Some(to_card::Message::Registered(_) | to_card::Message::Images(_)) | None => {
                 warn!("the control plane sent a message that has no place here");
             }
         }

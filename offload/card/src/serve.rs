@@ -142,9 +142,11 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
             cpu_millis: host.cpus.saturating_mul(1000),
             memory_bytes: host.memory_bytes,
             pods: config.max_pods,
+            ..HostCapacity::default()
         }),
         endpoint,
         held: Vec::new(),
+        family: String::new(),
     };
     let link = Link {
         endpoint: control,

@@ -14,6 +14,8 @@ use longship_proto::now_us;
 /// How long news that nobody waits for may wait for more of the same pod: a start that
 /// goes well is one report then, not ten.
 const LINGER: Duration = Duration::from_millis(100);
+/// Reports that are sent together, at most.
+const BATCH: usize = 256;
 
 /// The newest report of each pod, and which of them have not been sent yet.
 #[derive(Debug, Default)]
@@ -89,12 +91,13 @@ impl Reports {
         self.changed.notify_one();
     }
 
-    /// Takes the next report to be sent, waiting for one. Cancel-safe: a report is
+    /// Takes the next reports to be sent, waiting for one. Cancel-safe: a report is
     /// taken only when it is returned.
-    pub(crate) async fn next(&self) -> PodReport {
+    pub(crate) async fn next(&self) -> Vec<PodReport> {
         loop {
-            if let Some(report) = self.take() {
-                return report;
+            let reports: Vec<_> = std::iter::from_fn(|| self.take()).take(BATCH).collect();
+            if !reports.is_empty() {
+                return reports;
             }
             let until = self.state().until;
             match until {
@@ -226,6 +229,13 @@ mod tests {
         }
     }
 
+    /// Where one alone is waiting.
+    async fn next(reports: &Reports) -> PodReport {
+        let mut next = reports.next().await;
+        assert_eq!(next.len(), 1);
+        next.remove(0)
+    }
+
     fn phase(report: &PodReport) -> Phase {
         report.status.as_ref().unwrap().phase()
     }
@@ -235,7 +245,7 @@ mod tests {
         let reports = Reports::default();
         reports.put(report("a", Phase::Preparing));
         reports.put(report("a", Phase::Running));
-        assert_eq!(phase(&reports.next().await), Phase::Running);
+        assert_eq!(phase(&next(&reports).await), Phase::Running);
         assert!(reports.take().is_none());
     }
 
@@ -245,9 +255,9 @@ mod tests {
         for uid in ["b", "a", "c", "a"] {
             reports.put(report(uid, Phase::Running));
         }
-        for uid in ["b", "a", "c"] {
-            assert_eq!(reports.next().await.uid, uid);
-        }
+        let sent = reports.next().await;
+        let uids: Vec<&str> = sent.iter().map(|report| report.uid.as_str()).collect();
+        assert_eq!(uids, ["b", "a", "c"]);
     }
 
     #[tokio::test]
@@ -258,14 +268,14 @@ mod tests {
         cell.add_stages([stage("card", "eni", 1, 2)]);
         assert!(reports.take().is_none());
         cell.update(|s| s.set_phase(Phase::Running));
-        let sent = reports.next().await;
+        let sent = next(&reports).await;
         assert_eq!(phase(&sent), Phase::Running);
         assert_eq!(sent.status.unwrap().timeline.len(), 1);
         assert!(reports.take().is_none());
 
         let began = Instant::now();
         cell.add_stages([stage("card", "output", 3, 4)]);
-        assert_eq!(reports.next().await.status.unwrap().timeline.len(), 2);
+        assert_eq!(next(&reports).await.status.unwrap().timeline.len(), 2);
         assert!(began.elapsed() >= LINGER);
         let idle = tokio::time::timeout(2 * LINGER, reports.next()).await;
         assert!(idle.is_err(), "there is nothing more to say");
@@ -276,10 +286,9 @@ mod tests {
         let reports = Reports::default();
         reports.put(report("a", Phase::Running));
         reports.put(report("b", Phase::Released));
-        reports.next().await;
-        reports.next().await;
+        assert_eq!(reports.next().await.len(), 2);
         reports.resend();
-        assert_eq!(reports.next().await.uid, "a");
+        assert_eq!(next(&reports).await.uid, "a");
         assert!(reports.take().is_none());
     }
 }

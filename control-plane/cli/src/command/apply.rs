@@ -125,6 +125,7 @@ mod tests {
         existing.containers[0].resources = Some(Resources {
             cpu_millis: 500,
             memory_bytes: 1 << 30,
+            gpus: 0,
         });
         assert!(is_met(&spec("web:1"), &existing));
     }

@@ -165,6 +165,7 @@ impl Run {
         let resources = (self.cpu.is_some() || self.memory.is_some()).then(|| Resources {
             cpu_millis: self.cpu.unwrap_or_default(),
             memory_bytes: self.memory.unwrap_or_default(),
+            ..Resources::default()
         });
         let container = Container {
             name: name.clone(),

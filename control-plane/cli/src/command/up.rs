@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Args;
 use longship_proto::agent::v1::GetHostRequest;
 use longship_proto::agent::v1::agent_client::AgentClient;
-use longship_proto::control::v1::Host;
+use longship_proto::control::v1::{Host, HostState};
 
 use crate::command::up::daemon::{Daemon, Daemons};
 use crate::error::CliError;
@@ -288,7 +288,7 @@ async fn card_ready(server: &mut Server, name: &str) -> Result<Host, CliError> {
         let hosts = server.clone().hosts().await?;
         Ok(hosts
             .into_iter()
-            .find(|host| host.name == name && host.ready))
+            .find(|host| host.name == name && host.state() == HostState::Ready))
     })
     .await
 }

@@ -226,6 +226,7 @@ fn parse_resources(mut fields: Fields) -> Result<Resources, Failure> {
     Ok(Resources {
         cpu_millis: first_set(limits.cpu_millis, requests.cpu_millis),
         memory_bytes: first_set(limits.memory_bytes, requests.memory_bytes),
+        gpus: 0,
     })
 }
 
@@ -240,6 +241,7 @@ fn parse_amounts(fields: &mut Fields, key: &str) -> Result<Resources, Failure> {
     let resources = Resources {
         cpu_millis: amount(&mut amounts, "cpu", cpu_millis)?.unwrap_or_default(),
         memory_bytes: amount(&mut amounts, "memory", memory_bytes)?.unwrap_or_default(),
+        gpus: 0,
     };
     amounts.finish()?;
     Ok(resources)

@@ -3,7 +3,8 @@
 
 use longship_proto::card::v1::Held;
 use longship_proto::control::v1::{
-    Container, ContainerStatus, Flavor, Host, HostCapacity, Pod, PodSpec, PodStatus, Stage,
+    Container, ContainerStatus, Flavor, Host, HostCapacity, HostState, Pod, PodSpec, PodStatus,
+    Stage,
 };
 use serde_json::{Map, Value, json};
 
@@ -210,7 +211,7 @@ pub(crate) fn host(host: &Host) -> Value {
     json!({
         "name": host.name,
         "zone": host.zone,
-        "ready": host.ready,
+        "ready": host.state() == HostState::Ready,
         "pods": host.pods,
         "capacity": capacity(host.capacity),
         "free": capacity(host.free),
@@ -257,6 +258,7 @@ mod tests {
                     resources: resources.map(|(cpu_millis, memory_bytes)| Resources {
                         cpu_millis,
                         memory_bytes,
+                        gpus: 0,
                     }),
                     image_pull_policy: pull,
                 },

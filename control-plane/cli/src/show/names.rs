@@ -6,7 +6,7 @@ use longship_proto::control::v1::{
 
 pub(crate) fn phase(phase: Phase) -> &'static str {
     match phase {
-        Phase::Unspecified => "Unknown",
+        Phase::Unspecified | Phase::Unknown => "Unknown",
         Phase::Pending => "Pending",
         Phase::Scheduled => "Scheduled",
         Phase::Preparing => "Preparing",

@@ -2,7 +2,7 @@
 
 use comfy_table::{ContentArrangement, Table, presets};
 use longship_proto::card::v1::Held;
-use longship_proto::control::v1::{Flavor, Host, HostCapacity, Pod};
+use longship_proto::control::v1::{Flavor, Host, HostCapacity, HostState, Pod};
 
 use super::names;
 use super::time::age;
@@ -105,7 +105,12 @@ pub(crate) fn hosts(hosts: &[Host], wide: bool) -> String {
         let mut row = vec![
             host.name.clone(),
             host.zone.clone(),
-            if host.ready { "yes" } else { "no" }.to_owned(),
+            if host.state() == HostState::Ready {
+                "yes"
+            } else {
+                "no"
+            }
+            .to_owned(),
             host.pods.to_string(),
         ];
         row.extend(of(

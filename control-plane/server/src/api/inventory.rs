@@ -2,7 +2,9 @@
 
 use longship_proto::control::v1::inventory_server::Inventory;
 use longship_proto::control::v1::{
-    ListFlavorsRequest, ListFlavorsResponse, ListHostsRequest, ListHostsResponse,
+    CordonHostRequest, DrainHostRequest, Host, ListFlavorsRequest, ListFlavorsResponse,
+    ListHostsRequest, ListHostsResponse, ListZonesRequest, ListZonesResponse, RemoveHostRequest,
+    RemoveHostResponse, UncordonHostRequest,
 };
 use longship_scheduler::Flavors;
 use tonic::{Request, Response, Status};
@@ -17,7 +19,10 @@ impl Inventory for Control {
         _: Request<ListHostsRequest>,
     ) -> Result<Response<ListHostsResponse>, Status> {
         let hosts = self.ask(|answer| Command::ListHosts { answer }).await?;
-        Ok(Response::new(ListHostsResponse { hosts }))
+        Ok(Response::new(ListHostsResponse {
+            hosts,
+            next_page_token: String::new(),
+        }))
     }
 
     async fn list_flavors(
@@ -26,5 +31,34 @@ impl Inventory for Control {
     ) -> Result<Response<ListFlavorsResponse>, Status> {
         let flavors = Flavors::standard().iter().map(flavor).collect();
         Ok(Response::new(ListFlavorsResponse { flavors }))
+    }
+
+    async fn list_zones(
+        &self,
+        _: Request<ListZonesRequest>,
+    ) -> Result<Response<ListZonesResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn cordon_host(&self, _: Request<CordonHostRequest>) -> Result<Response<Host>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn uncordon_host(
+        &self,
+        _: Request<UncordonHostRequest>,
+    ) -> Result<Response<Host>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn drain_host(&self, _: Request<DrainHostRequest>) -> Result<Response<Host>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn remove_host(
+        &self,
+        _: Request<RemoveHostRequest>,
+    ) -> Result<Response<RemoveHostResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
     }
 }

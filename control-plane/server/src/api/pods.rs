@@ -2,8 +2,9 @@
 
 use longship_proto::control::v1::pods_server::Pods;
 use longship_proto::control::v1::{
-    AccessToken, CreatePodRequest, DeletePodRequest, GetPodAccessRequest, GetPodRequest,
-    ListPodsRequest, ListPodsResponse, Pod, PodAccess, PodEvent, WatchPodsRequest,
+    AccessToken, CreatePodRequest, CreatePodsRequest, CreatePodsResponse, DeletePodRequest,
+    GetPodAccessRequest, GetPodRequest, ListPodsRequest, ListPodsResponse, PatchPodRequest, Pod,
+    PodAccess, PodEvent, WatchPodsRequest,
 };
 use longship_proto::{Failure, FailureExt, token};
 use longship_store::StoreError;
@@ -37,6 +38,17 @@ impl Pods for Control {
         Ok(Response::new(created.await?))
     }
 
+    async fn create_pods(
+        &self,
+        _: Request<CreatePodsRequest>,
+    ) -> Result<Response<CreatePodsResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn patch_pod(&self, _: Request<PatchPodRequest>) -> Result<Response<Pod>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
     async fn get_pod(&self, request: Request<GetPodRequest>) -> Result<Response<Pod>, Status> {
         let GetPodRequest { namespace, name } = request.into_inner();
         let (namespace, name) = pod_name(namespace, name)?;
@@ -58,6 +70,7 @@ impl Pods for Control {
         Ok(Response::new(ListPodsResponse {
             pods: pods.map_err(bad_record)?,
             resource_version: listing.version,
+            next_page_token: String::new(),
         }))
     }
 
@@ -77,6 +90,7 @@ impl Pods for Control {
             namespace,
             name,
             grace_seconds,
+            ..
         } = request.into_inner();
         let (namespace, name) = pod_name(namespace, name)?;
         if let Some(seconds) = grace_seconds {

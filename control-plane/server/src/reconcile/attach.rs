@@ -2,7 +2,7 @@
 
 use longship_proto::Failure;
 use longship_proto::FailureExt;
-use longship_proto::control::v1::{Assignments, Registered, ToCard, to_card};
+use longship_proto::control::v1::{Assignments, Changes, Registered, ToCard, to_card};
 use tonic::Status;
 
 use super::command::Answer;
@@ -68,8 +68,11 @@ impl State {
         pods.sort_by_key(|record| (record.meta.created_us, record.id));
         let strangers = held
             .iter()
-            .filter(|uid| !pods.iter().any(|record| record.meta.uid == **uid))
-            .map(|uid| to_card::Message::ReleaseUid(uid.clone()));
+            .filter(|uid| !pods.iter().any(|record| record.meta.uid == **uid));
+        let strangers = Changes {
+            release_uids: strangers.cloned().collect(),
+            ..Changes::default()
+        };
         let lease = self.leases.duration().as_millis();
         let registered = Registered {
             lease_ms: u32::try_from(lease).unwrap_or(u32::MAX),
@@ -81,13 +84,14 @@ impl State {
         });
         let assignments = Assignments {
             pods: assignments.collect(),
+            more: false,
         };
         [
             to_card::Message::Registered(registered),
             to_card::Message::Assignments(assignments),
         ]
         .into_iter()
-        .chain(strangers)
+        .chain((!strangers.release_uids.is_empty()).then(|| to_card::Message::Changes(strangers)))
         .map(|message| ToCard {
             message: Some(message),
         })
@@ -128,17 +132,24 @@ impl State {
     /// Tells a card what has been written. One that does not keep up is cut off, and
     /// begins again with everything.
     pub(super) fn tell(&mut self, tell: Tell) {
-        let (host, message) = match tell {
+        let mut changes = Changes::default();
+        let host = match tell {
             Tell::Assign { host, id } => {
                 let Some(record) = self.pods.get(id) else {
                     return;
                 };
-                let pod = record.to_pod(self.pods.version(id));
-                (host, to_card::Message::Assign(Box::new(pod)))
+                changes.assign.push(record.to_pod(self.pods.version(id)));
+                host
             }
-            Tell::Release { host, uid } => (host, to_card::Message::ReleaseUid(uid)),
+            Tell::Release { host, uid } => {
+                changes.release_uids.push(uid);
+                host
+            }
         };
-        if !self.inventory.send(&host, message) {
+        if !self
+            .inventory
+            .send(&host, to_card::Message::Changes(changes))
+        {
             tracing::warn!(host, "the card does not keep up; its stream ends");
             if let Some(session) = self.inventory.close(&host) {
                 let status = Status::unavailable("the card does not keep up: attach again");

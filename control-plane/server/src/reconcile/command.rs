@@ -49,7 +49,7 @@ pub(crate) enum Command {
 #[derive(Debug)]
 pub(crate) enum CardNews {
     Heartbeat,
-    Report(Box<PodReport>),
+    Reports(Vec<PodReport>),
     /// The stream has ended.
     Gone,
 }

@@ -145,7 +145,7 @@ impl World {
                     "" => host_name(0),
                     host => host.to_owned(),
                 };
-                self.said_by(&host, CardNews::Report(Box::new(report)))
+                self.said_by(&host, CardNews::Reports(vec![report]))
             }
             Act::Wait { tenths_of_a_lease } => {
                 let passed = LEASE / 10 * *tenths_of_a_lease;
@@ -166,6 +166,7 @@ impl World {
                 resources: Some(Resources {
                     cpu_millis: cpu,
                     memory_bytes: mib << 20,
+                    ..Resources::default()
                 }),
                 ..Container::default()
             }],
@@ -199,9 +200,11 @@ impl World {
                 cpu_millis: cpus * 1000,
                 memory_bytes: 2 << 30,
                 pods: 4,
+                ..HostCapacity::default()
             }),
             endpoint: "http://card:1".into(),
             held: Vec::new(),
+            family: String::new(),
         };
         self.next += 1;
         let id = u64::try_from(self.next).unwrap();

@@ -107,9 +107,11 @@ impl State {
                 match news {
                     CardNews::Gone => self.detach(&host),
                     CardNews::Heartbeat => self.leases.renew(&host, now.at),
-                    CardNews::Report(report) => {
+                    CardNews::Reports(reports) => {
                         self.leases.renew(&host, now.at);
-                        self.report(&host, *report);
+                        for report in reports {
+                            self.report(&host, report);
+                        }
                     }
                 }
             }

@@ -150,5 +150,7 @@ pub(crate) fn flavor(flavor: &longship_scheduler::Flavor) -> Flavor {
         cpu_millis: flavor.cpu_millis,
         memory_bytes: flavor.memory_bytes,
         vcpus: flavor.vcpus(),
+        family: flavor.family.clone(),
+        gpus: flavor.gpus,
     }
 }

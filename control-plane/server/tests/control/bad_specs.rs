@@ -59,6 +59,7 @@ fn asking(cpu_millis: u32, memory_bytes: u64) -> Pod {
         c.resources = Some(Resources {
             cpu_millis,
             memory_bytes,
+            gpus: 0,
         });
     })
 }
@@ -194,7 +195,10 @@ async fn every_wrong_field_is_named_and_nothing_is_kept() {
     let mut client = control.pods().await;
     for (field, wrong) in table() {
         let shown: String = format!("{wrong:?}").chars().take(600).collect();
-        let request = CreatePodRequest { pod: Some(wrong) };
+        let request = CreatePodRequest {
+            pod: Some(wrong),
+            ..CreatePodRequest::default()
+        };
         let refused = match answer(client.create_pod(request).await) {
             Err(refused) => refused,
             Ok(_) => panic!("not refused: {field} of {shown}"),
@@ -203,7 +207,14 @@ async fn every_wrong_field_is_named_and_nothing_is_kept() {
         assert_eq!(refused.field, field, "{refused}");
         assert!(refused.message.len() > 10, "{refused}");
     }
-    let refused = answer(client.create_pod(CreatePodRequest { pod: None }).await);
+    let refused = answer(
+        client
+            .create_pod(CreatePodRequest {
+                pod: None,
+                ..CreatePodRequest::default()
+            })
+            .await,
+    );
     assert_eq!(refused.unwrap_err().field, "pod");
     let host = &control.hosts().await[0];
     assert_eq!(host.free, host.capacity);

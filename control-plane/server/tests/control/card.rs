@@ -1,9 +1,11 @@
 //! A card that speaks the real protocol, and does what the test says.
 
+use std::collections::VecDeque;
+
 use longship_proto::control::v1::cards_client::CardsClient;
 use longship_proto::control::v1::{
-    FromCard, Heartbeat, HeldPod, HostCapacity, Phase, Pod, PodReport, PodStatus, Register, Stage,
-    ToCard, from_card, to_card,
+    FromCard, Heartbeat, HeldPod, HostCapacity, Phase, Pod, PodReport, PodReports, PodStatus,
+    Register, Stage, ToCard, from_card, to_card,
 };
 use longship_proto::{Failure, failure_of};
 use tokio::sync::mpsc;
@@ -19,6 +21,15 @@ pub(crate) struct Card {
     pub(crate) token_key: Vec<u8>,
     /// As they were sent when the card attached.
     pub(crate) assignments: Vec<Pod>,
+    /// Told, and not asked for yet.
+    changes: VecDeque<Change>,
+}
+
+/// What a card is told.
+#[derive(Debug)]
+pub(crate) enum Change {
+    Assign(Pod),
+    Release(String),
 }
 
 /// A registration of a host with 4 CPUs and 8 GiB.
@@ -30,9 +41,11 @@ pub(crate) fn register(host: &str, zone: &str) -> Register {
             cpu_millis: 4000,
             memory_bytes: 8 << 30,
             pods: 100,
+            ..HostCapacity::default()
         }),
         endpoint: format!("http://{host}.cards:7702"),
         held: Vec::new(),
+        family: String::new(),
     }
 }
 
@@ -65,11 +78,30 @@ impl Card {
             lease_ms: registered.lease_ms,
             token_key: registered.token_key,
             assignments: assignments.pods,
+            changes: VecDeque::new(),
         })
     }
 
-    /// The next message, or how the stream ended.
-    pub(crate) async fn next(&mut self) -> Result<Option<to_card::Message>, Failure> {
+    /// The next change, or how the stream ended.
+    pub(crate) async fn next(&mut self) -> Result<Option<Change>, Failure> {
+        loop {
+            if let Some(change) = self.changes.pop_front() {
+                return Ok(Some(change));
+            }
+            match self.next_message().await? {
+                Some(to_card::Message::Changes(all)) => {
+                    let assign = all.assign.into_iter().map(Change::Assign);
+                    self.changes.extend(assign);
+                    let releases = all.release_uids.into_iter().map(Change::Release);
+                    self.changes.extend(releases);
+                }
+                Some(other) => panic!("no change but {other:?}"),
+                None => return Ok(None),
+            }
+        }
+    }
+
+    async fn next_message(&mut self) -> Result<Option<to_card::Message>, Failure> {
         let message = tokio::time::timeout(PATIENCE, self.from_control.message());
         let message = message.await.expect("a message in time");
         let message = message.map_err(|status| failure_of(&status))?;
@@ -78,14 +110,14 @@ impl Card {
 
     pub(crate) async fn next_assigned(&mut self) -> Pod {
         match self.next().await.unwrap() {
-            Some(to_card::Message::Assign(pod)) => *pod,
+            Some(Change::Assign(pod)) => pod,
             other => panic!("no assignment but {other:?}"),
         }
     }
 
     pub(crate) async fn next_release(&mut self) -> String {
         match self.next().await.unwrap() {
-            Some(to_card::Message::ReleaseUid(uid)) => uid,
+            Some(Change::Release(uid)) => uid,
             other => panic!("no release but {other:?}"),
         }
     }
@@ -120,7 +152,9 @@ impl Card {
         };
         send(
             &self.to_control,
-            from_card::Message::Report(Box::new(report)),
+            from_card::Message::Reports(PodReports {
+                reports: vec![report],
+            }),
         )
         .await;
     }

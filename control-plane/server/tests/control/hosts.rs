@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use longship_proto::Class;
-use longship_proto::control::v1::{Phase, Register, to_card};
+use longship_proto::control::v1::{HostState, Phase, Register};
 
-use crate::card::{Card, register};
+use crate::card::{Card, Change, register};
 use crate::setup::{Control, meta, pod, status};
 
 const LEASE: Duration = Duration::from_millis(1500);
@@ -30,7 +30,7 @@ async fn a_silent_card_loses_its_lease_and_its_pods_say_so() {
     );
     assert_eq!(status(&lost).phase(), Phase::Running, "it may still run");
     assert_eq!(status(&lost).host, "host-1");
-    assert!(!control.hosts().await[0].ready);
+    assert!(control.hosts().await[0].state() != HostState::Ready);
     assert!(
         status(&control.get("over").await.unwrap())
             .reason
@@ -39,7 +39,7 @@ async fn a_silent_card_loses_its_lease_and_its_pods_say_so() {
     // Its stream has been ended with the reason.
     let ended = loop {
         match card.next().await {
-            Ok(Some(to_card::Message::Assign(_))) => {}
+            Ok(Some(Change::Assign(_))) => {}
             other => break other,
         }
     };
@@ -78,8 +78,13 @@ async fn heartbeats_keep_the_lease() {
         tokio::time::sleep(LEASE / 5).await;
         card.heartbeat().await;
     }
-    assert!(control.hosts().await[0].ready, "after more than two leases");
-    control.wait_hosts(|hosts| !hosts[0].ready).await;
+    assert!(
+        control.hosts().await[0].state() == HostState::Ready,
+        "after more than two leases"
+    );
+    control
+        .wait_hosts(|hosts| hosts[0].state() != HostState::Ready)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -119,7 +124,7 @@ async fn a_newer_stream_takes_over_and_the_older_one_is_fenced() {
         status(&control.get("web").await.unwrap()).phase(),
         Phase::Running
     );
-    assert!(control.hosts().await[0].ready);
+    assert!(control.hosts().await[0].state() == HostState::Ready);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -128,8 +133,10 @@ async fn a_host_without_a_stream_gets_no_pods() {
     let first = Card::attach(&control, "host-1", "zone-a").await;
     let _second = Card::attach(&control, "host-2", "zone-b").await;
     drop(first);
-    let hosts = control.wait_hosts(|hosts| !hosts[0].ready).await;
-    assert!(hosts[1].ready);
+    let hosts = control
+        .wait_hosts(|hosts| hosts[0].state() != HostState::Ready)
+        .await;
+    assert!(hosts[1].state() == HostState::Ready);
     let mut only_a = pod("only-a", 500, 512);
     only_a.spec.as_mut().unwrap().zone = "zone-a".into();
     let waits = control.create(only_a).await.unwrap();
@@ -192,7 +199,7 @@ async fn a_registration_that_is_wrong_is_refused_with_its_field() {
         (Class::Conflict, "register.zone")
     );
     assert!(
-        control.hosts().await[0].ready,
+        control.hosts().await[0].state() == HostState::Ready,
         "the card that is there stays"
     );
 }

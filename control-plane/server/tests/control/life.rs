@@ -1,7 +1,9 @@
 //! The life of a pod, through restarts of the control plane.
 
 use longship_proto::Class;
-use longship_proto::control::v1::{Container, MemoryProfile, Phase, Resources};
+use longship_proto::control::v1::{
+    Container, CreatePodRequest, HostState, MemoryProfile, Phase, Resources,
+};
 
 use crate::card::{Card, held, register};
 use crate::setup::{Control, meta, pod, spec, status};
@@ -98,7 +100,10 @@ async fn everything_is_there_again_after_a_restart() {
     assert_eq!(control.get("web").await.unwrap(), web);
     assert_eq!(control.get("blue").await.unwrap(), blue);
     let after = control.hosts().await;
-    assert!(!after[0].ready, "no card has attached yet");
+    assert!(
+        after[0].state() != HostState::Ready,
+        "no card has attached yet"
+    );
     assert_eq!(
         (after[0].free, after[0].pods),
         (before[0].free, before[0].pods)
@@ -264,10 +269,14 @@ async fn many_pods_at_once_never_share_a_place_or_an_address() {
                 resources: Some(Resources {
                     cpu_millis: 50,
                     memory_bytes: 100 << 20,
+                    ..Resources::default()
                 }),
                 ..Container::default()
             });
-            let request = longship_proto::control::v1::CreatePodRequest { pod: Some(pod) };
+            let request = CreatePodRequest {
+                pod: Some(pod),
+                ..CreatePodRequest::default()
+            };
             tokio::spawn(async move { client.create_pod(request).await.unwrap().into_inner() })
         })
         .collect();

@@ -88,7 +88,10 @@ async fn it_serves_health_and_reflection_and_stops_when_told() {
         let mut inventory = InventoryClient::new(channel.clone());
         let flavors = inventory.list_flavors(ListFlavorsRequest {}).await.unwrap();
         assert!(flavors.into_inner().flavors.len() > 10);
-        inventory.list_hosts(ListHostsRequest {}).await.unwrap();
+        inventory
+            .list_hosts(ListHostsRequest::default())
+            .await
+            .unwrap();
 
         let mut health = tonic_health::pb::health_client::HealthClient::new(channel.clone());
         let pods = tonic_health::pb::HealthCheckRequest {
@@ -127,7 +130,13 @@ async fn what_was_acknowledged_survives_a_kill() {
     let mut created = Vec::new();
     for n in 0..20 {
         let pod = Some(pod(&format!("pod-{n:02}"), 500, 512));
-        let answered = client.create_pod(CreatePodRequest { pod }).await.unwrap();
+        let answered = client
+            .create_pod(CreatePodRequest {
+                pod,
+                ..CreatePodRequest::default()
+            })
+            .await
+            .unwrap();
         created.push(answered.into_inner());
     }
     assert_eq!(stop(&mut running, Signal::SIGKILL), None);

@@ -83,7 +83,10 @@ impl Control {
     }
 
     pub(crate) async fn create(&self, pod: Pod) -> Result<Pod, Failure> {
-        let request = CreatePodRequest { pod: Some(pod) };
+        let request = CreatePodRequest {
+            pod: Some(pod),
+            ..CreatePodRequest::default()
+        };
         answer(self.pods().await.create_pod(request).await)
     }
 
@@ -99,14 +102,17 @@ impl Control {
         let request = DeletePodRequest {
             namespace: String::new(),
             name: name.into(),
-            grace_seconds: None,
+            ..DeletePodRequest::default()
         };
         answer(self.pods().await.delete_pod(request).await)
     }
 
     pub(crate) async fn hosts(&self) -> Vec<Host> {
         let mut inventory = InventoryClient::new(self.channel().await);
-        let hosts = inventory.list_hosts(ListHostsRequest {}).await.unwrap();
+        let hosts = inventory
+            .list_hosts(ListHostsRequest::default())
+            .await
+            .unwrap();
         hosts.into_inner().hosts
     }
 
@@ -167,6 +173,7 @@ pub(crate) fn pod(name: &str, cpu_millis: u32, mib: u64) -> Pod {
                 resources: Some(Resources {
                     cpu_millis,
                     memory_bytes: mib << 20,
+                    gpus: 0,
                 }),
                 ..Container::default()
             }],

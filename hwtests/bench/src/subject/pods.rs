@@ -15,7 +15,7 @@ use longship_proto::control::v1::inventory_client::InventoryClient;
 use longship_proto::control::v1::pod_event::Type;
 use longship_proto::control::v1::pods_client::PodsClient;
 use longship_proto::control::v1::{
-    Container, CreatePodRequest, DeletePodRequest, GetPodAccessRequest, ImagePullPolicy,
+    Container, CreatePodRequest, DeletePodRequest, GetPodAccessRequest, HostState, ImagePullPolicy,
     ListHostsRequest, ObjectMeta, Phase, Pod, PodEvent, PodSpec, PodStatus, Resources,
     RestartPolicy, WatchPodsRequest,
 };
@@ -172,7 +172,12 @@ impl Pods {
         let pod = self.pod(name, profile, script);
         let asked_us = now_us();
         let mut client = self.pods.clone();
-        let created = client.create_pod(CreatePodRequest { pod: Some(pod) }).await;
+        let created = client
+            .create_pod(CreatePodRequest {
+                pod: Some(pod),
+                ..CreatePodRequest::default()
+            })
+            .await;
         created.map_err(call("CreatePod"))?;
         let what = format!("{name} does not run");
         let running = within(SECONDS, &what, self.board.running(name)).await??;
@@ -416,9 +421,12 @@ impl Running {
 async fn host_ready(inventory: InventoryClient<Channel>) -> Result<(), BenchError> {
     let ready = async {
         loop {
-            let hosts = inventory.clone().list_hosts(ListHostsRequest {}).await;
+            let hosts = inventory
+                .clone()
+                .list_hosts(ListHostsRequest::default())
+                .await;
             let hosts = hosts.map_err(call("ListHosts"))?.into_inner().hosts;
-            if hosts.iter().any(|host| host.ready) {
+            if hosts.iter().any(|host| host.state() == HostState::Ready) {
                 return Ok(());
             }
             tokio::time::sleep(LOOK).await;

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use longship_proto::control::v1::cards_server::{Cards, CardsServer};
 use longship_proto::control::v1::{
-    Assignments, Container, Eni, Flavor, FromCard, ObjectMeta, Phase, Pod, PodReport, PodSpec,
-    PodStatus, Registered, ToCard, from_card, to_card,
+    Assignments, Changes, Container, Eni, Flavor, FromCard, ObjectMeta, Phase, Pod, PodReport,
+    PodSpec, PodStatus, Registered, ToCard, from_card, to_card,
 };
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -59,11 +59,12 @@ impl Cards for Service {
         self.attached.send_replace(true);
         tokio::spawn(async move {
             while let Ok(Some(message)) = incoming.message().await {
-                if let Some(from_card::Message::Report(report)) = message.message {
-                    let PodReport { uid, status, .. } = *report;
+                if let Some(from_card::Message::Reports(all)) = message.message {
                     let mut state = state.lock().unwrap();
-                    state.reports += 1;
-                    state.latest.insert(uid, status.unwrap());
+                    for PodReport { uid, status, .. } in all.reports {
+                        state.reports += 1;
+                        state.latest.insert(uid, status.unwrap());
+                    }
                 }
             }
         });
@@ -104,7 +105,11 @@ impl PlayedControl {
     }
 
     pub(crate) fn assign(&self, pod: Pod) {
-        let message = Some(to_card::Message::Assign(Box::new(pod)));
+        let changes = Changes {
+            assign: vec![pod],
+            ..Changes::default()
+        };
+        let message = Some(to_card::Message::Changes(changes));
         let state = self.state.lock().unwrap();
         state
             .to_card
@@ -173,6 +178,7 @@ pub(crate) fn pod(number: u32, image: &str) -> Pod {
                 cpu_millis: 250,
                 memory_bytes: 128 << 20,
                 vcpus: 1,
+                ..Flavor::default()
             }),
             ..PodStatus::default()
         }),
