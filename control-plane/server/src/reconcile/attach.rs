@@ -91,7 +91,7 @@ impl State {
             to_card::Message::Assignments(assignments),
         ]
         .into_iter()
-        .chain((!strangers.release_uids.is_empty()).then(|| to_card::Message::Changes(strangers)))
+        .chain((!strangers.release_uids.is_empty()).then_some(to_card::Message::Changes(strangers)))
         .map(|message| ToCard {
             message: Some(message),
         })
