@@ -28,7 +28,7 @@ pub(crate) struct Card {
 /// What a card is told.
 #[derive(Debug)]
 pub(crate) enum Change {
-    Assign(Pod),
+    Assign(Box<Pod>),
     Release(String),
 }
 
@@ -90,7 +90,8 @@ impl Card {
             }
             match self.next_message().await? {
                 Some(to_card::Message::Changes(all)) => {
-                    let assign = all.assign.into_iter().map(Change::Assign);
+                    let boxed = all.assign.into_iter().map(Box::new);
+                    let assign = boxed.map(Change::Assign);
                     self.changes.extend(assign);
                     let releases = all.release_uids.into_iter().map(Change::Release);
                     self.changes.extend(releases);
@@ -110,7 +111,7 @@ impl Card {
 
     pub(crate) async fn next_assigned(&mut self) -> Pod {
         match self.next().await.unwrap() {
-            Some(Change::Assign(pod)) => pod,
+            Some(Change::Assign(pod)) => *pod,
             other => panic!("no assignment but {other:?}"),
         }
     }
