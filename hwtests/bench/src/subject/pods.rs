@@ -206,6 +206,7 @@ impl Pods {
                     resources: Some(Resources {
                         cpu_millis: 0,
                         memory_bytes: self.machine.memory_bytes(),
+                        ..Resources::default()
                     }),
                     ..Container::default()
                 }],
@@ -227,6 +228,7 @@ impl Pods {
             namespace: NAMESPACE.to_owned(),
             name: name.to_owned(),
             grace_seconds: Some(0),
+            ..DeletePodRequest::default()
         };
         let deleted = self.pods.clone().delete_pod(request).await;
         deleted.map_err(call("DeletePod"))?;
