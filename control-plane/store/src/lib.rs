@@ -16,7 +16,8 @@ use async_trait::async_trait;
 
 pub use error::StoreError;
 pub use object::{
-    Change, Event, Expect, Listing, MAX_KEY_BYTES, MAX_VALUE_BYTES, Object, Op, Transaction,
+    Change, Event, Expect, Listing, MAX_KEY_BYTES, MAX_PAGE, MAX_VALUE_BYTES, Object, Op, Page,
+    Transaction,
 };
 pub use redb_store::{RedbOptions, RedbStore};
 pub use watch::Watch;
@@ -36,6 +37,20 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError::Backend`], [`StoreError::Closed`].
     async fn list(&self, kind: &str, prefix: &str) -> Result<Listing, StoreError>;
+
+    /// As [`Store::list`], but only up to `limit` objects (at least 1, at most
+    /// [`MAX_PAGE`]) whose keys come after `after`. Costs as much as what it answers,
+    /// however many objects there are.
+    ///
+    /// # Errors
+    /// [`StoreError::Backend`], [`StoreError::Closed`].
+    async fn list_page(
+        &self,
+        kind: &str,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Page, StoreError>;
 
     /// Applies transactions one after the other, each wholly or not at all, and
     /// makes them durable together. Answers one result a transaction, in order: the

@@ -6,6 +6,8 @@ use crate::error::StoreError;
 pub const MAX_KEY_BYTES: usize = 1024;
 /// The largest value, in bytes.
 pub const MAX_VALUE_BYTES: usize = 1 << 20;
+/// The most objects in a page.
+pub const MAX_PAGE: usize = 10_000;
 
 /// Bytes under a kind and a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -162,4 +164,16 @@ pub struct Listing {
     pub objects: Vec<Object>,
     /// Watch from here to miss nothing.
     pub version: u64,
+}
+
+/// Some of the objects of a kind, one after the other, as they were at one version.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Page {
+    /// By key.
+    pub objects: Vec<Object>,
+    /// The store's version when the page was read. Each page has its own: whoever
+    /// wants what the pages miss watches from the version of the first.
+    pub version: u64,
+    /// Objects follow: ask for those after the last key of this page.
+    pub more: bool,
 }

@@ -1,5 +1,6 @@
 //! The embedded store: one redb file, one writer thread.
 
+use std::ops::Bound;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -10,7 +11,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::Store;
 use crate::error::StoreError;
-use crate::object::{Listing, Object, Transaction};
+use crate::object::{Listing, MAX_PAGE, Object, Page, Transaction};
 use crate::watch::{Committed, Watch};
 use crate::writer::{self, FORMAT, Job, META, OBJECTS, meta};
 
@@ -155,8 +156,27 @@ impl Store for RedbStore {
 
     async fn list(&self, kind: &str, prefix: &str) -> Result<Listing, StoreError> {
         let (db, kind, prefix) = (Arc::clone(&self.db), kind.to_owned(), prefix.to_owned());
-        let listing = tokio::task::spawn_blocking(move || list(&db, &kind, &prefix));
-        listing.await.map_err(StoreError::backend)?
+        let all = tokio::task::spawn_blocking(move || list(&db, &kind, &prefix, None, usize::MAX));
+        let all = all.await.map_err(StoreError::backend)??;
+        Ok(Listing {
+            objects: all.objects,
+            version: all.version,
+        })
+    }
+
+    async fn list_page(
+        &self,
+        kind: &str,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Page, StoreError> {
+        let (db, kind, prefix) = (Arc::clone(&self.db), kind.to_owned(), prefix.to_owned());
+        let after = after.map(str::to_owned);
+        let limit = limit.clamp(1, MAX_PAGE);
+        let page =
+            tokio::task::spawn_blocking(move || list(&db, &kind, &prefix, after.as_deref(), limit));
+        page.await.map_err(StoreError::backend)?
     }
 
     async fn commit_all(&self, transactions: Vec<Transaction>) -> Vec<Result<u64, StoreError>> {
@@ -183,25 +203,44 @@ impl Store for RedbStore {
     }
 }
 
-fn list(db: &Database, kind: &str, prefix: &str) -> Result<Listing, StoreError> {
+fn list(
+    db: &Database,
+    kind: &str,
+    prefix: &str,
+    after: Option<&str>,
+    limit: usize,
+) -> Result<Page, StoreError> {
     let read = db.begin_read().map_err(StoreError::backend)?;
     let version = read.open_table(META).map_err(StoreError::backend)?;
     let version = writer::number(&version, meta::VERSION)?;
     let table = read.open_table(OBJECTS).map_err(StoreError::backend)?;
-    let mut objects = Vec::new();
-    for entry in table.range((kind, prefix)..).map_err(StoreError::backend)? {
+    let begin = match after {
+        // A key before the prefix's first: nothing has been passed yet.
+        Some(after) if after >= prefix => Bound::Excluded((kind, after)),
+        _ => Bound::Included((kind, prefix)),
+    };
+    let range = table.range::<(&str, &str)>((begin, Bound::Unbounded));
+    let mut page = Page {
+        version,
+        ..Page::default()
+    };
+    for entry in range.map_err(StoreError::backend)? {
         let (place, value) = entry.map_err(StoreError::backend)?;
         let (found_kind, key) = place.value();
         if found_kind != kind || !key.starts_with(prefix) {
             break;
         }
+        if page.objects.len() >= limit {
+            page.more = true;
+            break;
+        }
         let (version, value) = value.value();
-        objects.push(Object {
+        page.objects.push(Object {
             kind: kind.to_owned(),
             key: key.to_owned(),
             value: value.to_vec(),
             version,
         });
     }
-    Ok(Listing { objects, version })
+    Ok(page)
 }

@@ -159,6 +159,31 @@ fn in_temporary() -> (tempfile::TempDir, PathBuf) {
     (dir, path)
 }
 
+type Found = ((String, String), (u64, Vec<u8>));
+
+/// All objects of a kind, page by page.
+async fn pages(
+    store: &RedbStore,
+    kind: &str,
+    limit: usize,
+    version: u64,
+) -> Result<Vec<Found>, TestCaseError> {
+    let mut all: Vec<Found> = Vec::new();
+    loop {
+        let after = all.last().map(|((_, key), _)| key.clone());
+        let page = store.list_page(kind, "key-", after.as_deref(), limit).await;
+        let page = page.unwrap();
+        prop_assert_eq!(page.version, version);
+        prop_assert!(page.objects.len() <= limit);
+        prop_assert!(!page.more || page.objects.len() == limit);
+        let objects = page.objects.into_iter();
+        all.extend(objects.map(|o| ((o.kind, o.key), (o.version, o.value))));
+        if !page.more {
+            return Ok(all);
+        }
+    }
+}
+
 async fn check_contents(store: &RedbStore, model: &Model) -> Result<(), TestCaseError> {
     for kind in ["kind-0", "kind-1"] {
         let listing = store.list(kind, "key-").await.unwrap();
@@ -169,7 +194,11 @@ async fn check_contents(store: &RedbStore, model: &Model) -> Result<(), TestCase
             .collect();
         let wanted = model.objects.iter().filter(|((k, _), _)| k == kind);
         let wanted: Vec<_> = wanted.map(|(k, v)| (k.clone(), v.clone())).collect();
-        prop_assert_eq!(found, wanted);
+        prop_assert_eq!(&found, &wanted);
+        for limit in [1, 2, 6] {
+            let paged = pages(store, kind, limit, model.version).await?;
+            prop_assert_eq!(&paged, &wanted);
+        }
         for key in (0..6).map(|key| format!("key-{key}")) {
             let found = store.get(kind, &key).await.unwrap();
             let wanted = model.objects.get(&(kind.to_owned(), key));
