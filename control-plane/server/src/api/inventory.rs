@@ -18,9 +18,14 @@ impl Inventory for Control {
         &self,
         _: Request<ListHostsRequest>,
     ) -> Result<Response<ListHostsResponse>, Status> {
-        let hosts = self.ask(|answer| Command::ListHosts { answer }).await?;
+        let page = self.ask(|answer| Command::ListHosts {
+            zone: None,
+            after: String::new(),
+            limit: usize::MAX,
+            answer,
+        });
         Ok(Response::new(ListHostsResponse {
-            hosts,
+            hosts: page.await?.hosts,
             next_page_token: String::new(),
         }))
     }

@@ -1,7 +1,7 @@
 //! What can be asked of the reconciler.
 
 use longship_proto::Failure;
-use longship_proto::control::v1::{Host, Pod, PodReport, ToCard};
+use longship_proto::control::v1::{CapacityReservation, Host, Pod, PodReport, ToCard, Zone};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -19,6 +19,12 @@ pub(crate) enum Command {
         uid: Uuid,
         answer: Answer<Pod>,
     },
+    /// Several at once; the answers in the same order. Of a gang all have the same.
+    CreateMany {
+        pods: Vec<(NewPod, Uuid)>,
+        gang: Option<GangOrder>,
+        answer: Answer<Vec<Result<Pod, Failure>>>,
+    },
     Delete {
         namespace: String,
         name: String,
@@ -30,8 +36,48 @@ pub(crate) enum Command {
         name: String,
         answer: Answer<Access>,
     },
+    /// Some hosts, by name.
     ListHosts {
-        answer: Answer<Vec<Host>>,
+        /// Only of this zone.
+        zone: Option<String>,
+        /// Only those after this name.
+        after: String,
+        limit: usize,
+        answer: Answer<HostPage>,
+    },
+    ListZones {
+        answer: Answer<Vec<Zone>>,
+    },
+    Cordon {
+        host: String,
+        /// False: pods may come again.
+        cordoned: bool,
+        answer: Answer<Host>,
+    },
+    Drain {
+        host: String,
+        grace_seconds: Option<u32>,
+        answer: Answer<Host>,
+    },
+    RemoveHost {
+        host: String,
+        answer: Answer<()>,
+    },
+    /// Room for a tenant. Name, tenant, count and end have been checked for what can be
+    /// checked without the fleet.
+    Reserve {
+        reservation: CapacityReservation,
+        answer: Answer<CapacityReservation>,
+    },
+    ListReservations {
+        /// `None`: everybody's.
+        tenant: Option<String>,
+        answer: Answer<Vec<CapacityReservation>>,
+    },
+    EndReservation {
+        tenant: String,
+        name: String,
+        answer: Answer<()>,
     },
     Attach {
         register: Box<ValidRegister>,
@@ -43,6 +89,21 @@ pub(crate) enum Command {
         session: u64,
         news: CardNews,
     },
+}
+
+/// How the pods of a gang belong together.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct GangOrder {
+    /// All of them in one zone, whichever.
+    pub(crate) one_zone: bool,
+}
+
+/// A part of all hosts.
+#[derive(Debug)]
+pub(crate) struct HostPage {
+    pub(crate) hosts: Vec<Host>,
+    /// There are more after these.
+    pub(crate) more: bool,
 }
 
 /// What came over a card's stream.

@@ -87,10 +87,31 @@ impl State {
                 name,
                 answer,
             } => self.access(&namespace, &name, answer),
-            Command::ListHosts { answer } => {
-                let hosts = self.inventory.list(&self.scheduler);
-                self.plan.reply(false, answer, move |_| hosts);
+            Command::ListHosts {
+                zone,
+                after,
+                limit,
+                answer,
+            } => {
+                let mut hosts = self.inventory.list(&self.scheduler);
+                hosts.retain(|host| {
+                    host.name > after && zone.as_ref().is_none_or(|zone| *zone == host.zone)
+                });
+                let more = hosts.len() > limit;
+                hosts.truncate(limit);
+                self.plan
+                    .reply(false, answer, move |_| command::HostPage { hosts, more });
             }
+            Command::CreateMany { answer, .. } => plan::refuse(answer, not_yet()),
+            Command::ListZones { answer } => plan::refuse(answer, not_yet()),
+            Command::Cordon { answer, .. } | Command::Drain { answer, .. } => {
+                plan::refuse(answer, not_yet());
+            }
+            Command::RemoveHost { answer, .. } | Command::EndReservation { answer, .. } => {
+                plan::refuse(answer, not_yet());
+            }
+            Command::Reserve { answer, .. } => plan::refuse(answer, not_yet()),
+            Command::ListReservations { answer, .. } => plan::refuse(answer, not_yet()),
             Command::Attach {
                 register,
                 session,
@@ -117,6 +138,10 @@ impl State {
             }
         }
     }
+}
+
+fn not_yet() -> Failure {
+    Failure::unavailable("this server cannot do that yet")
 }
 
 /// Writes the plan, then tells and answers.
