@@ -14,6 +14,7 @@ mod pods;
 mod reconcile;
 mod records;
 mod serve;
+mod tenancy;
 mod validate;
 mod watch;
 

@@ -130,6 +130,11 @@ impl Pods {
         Some(record)
     }
 
+    /// All pods, in no order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &PodRecord> {
+        self.by_uid.values().map(|entry| &entry.record)
+    }
+
     /// The pods of a host.
     pub(crate) fn on_host(&self, host: &str) -> impl Iterator<Item = &PodRecord> {
         let ids = self.by_host.get(host).into_iter().flatten();

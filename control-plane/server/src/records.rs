@@ -9,6 +9,8 @@ use prost::Message;
 pub(crate) const POD: &str = "pod";
 /// Hosts, under their names; the value is a [`HostRecord`].
 pub(crate) const HOST: &str = "host";
+/// Tenants, under their names; the value is a `Tenant` of the API, without its usage.
+pub(crate) const TENANT: &str = "tenant";
 /// VPCs, under their names; the value is a [`VpcRecord`].
 pub(crate) const VPC: &str = "vpc";
 /// Keys, under what they are for; the value is the key itself.

@@ -12,6 +12,7 @@ use longship_proto::FILE_DESCRIPTOR_SET;
 use longship_proto::control::v1::cards_server::CardsServer;
 use longship_proto::control::v1::inventory_server::InventoryServer;
 use longship_proto::control::v1::pods_server::PodsServer;
+use longship_proto::control::v1::tenants_server::TenantsServer;
 use longship_scheduler::Policy;
 use longship_store::{Expect, RedbOptions, RedbStore, Store, StoreError, Transaction};
 use tokio::net::TcpListener;
@@ -22,6 +23,7 @@ use crate::api::Control;
 use crate::lease::Leases;
 use crate::reconcile::{self, State};
 use crate::records::{self, RecordError};
+use crate::tenancy::{Tenancy, Unclaimed};
 
 /// The largest message that the server takes, in bytes.
 const MAX_MESSAGE: usize = 4 << 20;
@@ -149,7 +151,8 @@ impl Server {
         let store: Arc<dyn Store> = Arc::new(store);
         let token_key = token_key(&*store).await?;
         let leases = Leases::new(config.lease);
-        let state = State::load(&*store, config.policy, leases, token_key.clone()).await?;
+        let tenancy = Tenancy::load(&*store, Unclaimed::Defaults).await?;
+        let state = State::load(&*store, config.policy, leases, token_key.clone(), tenancy).await?;
         Ok(Self {
             listener,
             store,
@@ -183,16 +186,19 @@ impl Server {
             store: Arc::clone(&self.store),
             token_key: self.token_key.into(),
             sessions: Arc::new(AtomicU64::new(1)),
+            tenancy: self.state.tenancy(),
             stopping: stopped.clone(),
             watcher_patience: self.watcher_patience,
         };
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<PodsServer<Control>>().await;
         health.set_serving::<InventoryServer<Control>>().await;
+        health.set_serving::<TenantsServer<Control>>().await;
         health.set_serving::<CardsServer<Control>>().await;
         let pods = PodsServer::new(control.clone()).max_decoding_message_size(MAX_MESSAGE);
         let inventory =
             InventoryServer::new(control.clone()).max_decoding_message_size(MAX_MESSAGE);
+        let tenants = TenantsServer::new(control.clone()).max_decoding_message_size(MAX_MESSAGE);
         let cards = CardsServer::new(control)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_ASSIGNMENTS);
@@ -204,6 +210,7 @@ impl Server {
             .add_service(reflection)
             .add_service(pods)
             .add_service(inventory)
+            .add_service(tenants)
             .add_service(cards)
             .serve_with_incoming_shutdown(
                 TcpIncoming::from(self.listener).with_nodelay(Some(true)),

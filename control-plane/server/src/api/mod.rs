@@ -4,6 +4,7 @@ mod cards;
 mod inventory;
 mod pods;
 mod stream;
+mod tenants;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -18,6 +19,7 @@ pub(crate) use pods::{bad_record, store_failed};
 pub(crate) use stream::Ending;
 
 use crate::reconcile::Command;
+use crate::tenancy::Tenancy;
 
 /// What all services share.
 #[derive(Clone)]
@@ -26,6 +28,9 @@ pub(crate) struct Control {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) token_key: Arc<[u8]>,
     pub(crate) sessions: Arc<AtomicU64>,
+    /// Whose namespaces are whose.
+    #[allow(dead_code)] // the callers' checks read it; they come next
+    pub(crate) tenancy: watch::Receiver<Arc<Tenancy>>,
     /// True once the server stops: streams end then.
     pub(crate) stopping: watch::Receiver<bool>,
     /// How long a watcher may leave an event unread.

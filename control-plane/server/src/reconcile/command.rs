@@ -5,6 +5,7 @@ use longship_proto::control::v1::{CapacityReservation, Host, Pod, PodReport, ToC
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use super::tenants::TenantCommand;
 use crate::inventory::Session;
 use crate::validate::{NewPod, ValidRegister};
 
@@ -36,6 +37,7 @@ pub(crate) enum Command {
         name: String,
         answer: Answer<Access>,
     },
+    Tenants(TenantCommand),
     /// Some hosts, by name.
     ListHosts {
         /// Only of this zone.

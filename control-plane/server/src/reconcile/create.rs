@@ -36,6 +36,11 @@ impl State {
                 ..Failure::conflict(format!("pod {namespace}/{name} exists{ending}"))
             });
         }
+        let tenant = self.tenancy.tenant_of(namespace);
+        let tenant = tenant.map(str::to_owned).ok_or_else(|| Failure {
+            field: "metadata.namespace".into(),
+            ..Failure::not_found(format!("no tenant has the namespace `{namespace}`"))
+        })?;
         self.scheduler.check(&pod.request).map_err(refusal)?;
         let subnet = self.ipam.ensure_subnet(&pod.spec.vpc)?;
 
@@ -49,6 +54,7 @@ impl State {
         }
         let mut meta = pod.metadata;
         meta.uid = id.to_string();
+        meta.tenant = tenant;
         meta.generation = 1;
         meta.created_us = now.us;
         let mut record = PodRecord {

@@ -21,6 +21,7 @@ use crate::inventory::Session;
 use crate::lease::Leases;
 use crate::phase::is_over;
 use crate::pods::PodRecord;
+use crate::tenancy::{Tenancy, Unclaimed};
 use crate::{records, validate};
 
 const LEASE: Duration = Duration::from_secs(10);
@@ -93,9 +94,16 @@ struct World {
 }
 
 async fn load(store: &RedbStore) -> State {
-    State::load(store, Policy::Spread, Leases::new(LEASE), vec![7; 32])
-        .await
-        .unwrap()
+    let tenancy = Tenancy::new(Unclaimed::Defaults);
+    State::load(
+        store,
+        Policy::Spread,
+        Leases::new(LEASE),
+        vec![7; 32],
+        tenancy,
+    )
+    .await
+    .unwrap()
 }
 
 fn host_name(host: u8) -> String {

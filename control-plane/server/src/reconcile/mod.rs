@@ -16,6 +16,7 @@ mod placement;
 mod plan;
 mod report;
 mod state;
+mod tenants;
 
 use std::sync::Arc;
 
@@ -28,6 +29,7 @@ pub(crate) use command::{CardNews, Command};
 pub(crate) use placement::flavor;
 use state::Now;
 pub(crate) use state::State;
+pub(crate) use tenants::TenantCommand;
 
 /// Commands that may wait.
 pub(crate) const QUEUE: usize = 1024;
@@ -87,6 +89,7 @@ impl State {
                 name,
                 answer,
             } => self.access(&namespace, &name, answer),
+            Command::Tenants(command) => self.decide_tenants(command),
             Command::ListHosts {
                 zone,
                 after,
@@ -176,6 +179,7 @@ async fn flush(state: &mut State, store: &dyn Store) -> Result<(), StoreError> {
             }
         }
     }
+    state.tenants_written(plan.tenants, &versions);
     for tell in plan.tell {
         state.tell(tell);
     }

@@ -34,6 +34,8 @@ type Reply = Box<dyn FnOnce(Result<Option<u64>, Failure>) + Send>;
 pub(crate) struct Plan {
     pub(crate) steps: Vec<Step>,
     pub(crate) tell: Vec<Tell>,
+    /// Tenants, each with the index of the step that writes it.
+    pub(crate) tenants: Vec<(usize, String)>,
     /// With the count of steps that must be written before.
     pub(crate) replies: Vec<(usize, Reply)>,
 }

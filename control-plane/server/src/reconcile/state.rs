@@ -1,9 +1,12 @@
 //! All that the control plane knows, and how it is read back from the store.
 
+use std::sync::Arc;
+
 use longship_proto::control::v1::{Phase, Pod};
 use longship_scheduler::{Flavors, Policy, Scheduler};
 use longship_store::{Expect, Store, Transaction};
 use prost::Message;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::plan::{Plan, Step};
@@ -14,6 +17,7 @@ use crate::phase::is_over;
 use crate::pods::{PodRecord, Pods};
 use crate::records::{self, HostRecord, RecordError, VpcRecord};
 use crate::serve::StartError;
+use crate::tenancy::Tenancy;
 
 /// The two clocks: one for people, one for leases.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +45,9 @@ pub(crate) struct State {
     pub(super) inventory: Inventory,
     pub(super) leases: Leases,
     pub(super) token_key: Vec<u8>,
+    pub(super) tenancy: Arc<Tenancy>,
+    /// What of it is durable, for the API.
+    pub(super) published: watch::Sender<Arc<Tenancy>>,
     /// There is room that was not there before: those that wait may try again.
     pub(super) room: bool,
     pub(super) plan: Plan,
@@ -53,7 +60,9 @@ impl State {
         policy: Policy,
         leases: Leases,
         token_key: Vec<u8>,
+        tenancy: Tenancy,
     ) -> Result<Self, StartError> {
+        let tenancy = Arc::new(tenancy);
         let mut state = Self {
             scheduler: Scheduler::new(Flavors::standard(), policy),
             pods: Pods::default(),
@@ -61,6 +70,8 @@ impl State {
             inventory: Inventory::default(),
             leases,
             token_key,
+            published: watch::Sender::new(Arc::clone(&tenancy)),
+            tenancy,
             room: true,
             plan: Plan::default(),
         };
@@ -87,6 +98,11 @@ impl State {
             state.pods.set_version(id, object.version);
         }
         Ok(state)
+    }
+
+    /// Follows the tenants.
+    pub(crate) fn tenancy(&self) -> watch::Receiver<Arc<Tenancy>> {
+        self.published.subscribe()
     }
 
     fn adopt(&mut self, record: PodRecord) -> Result<uuid::Uuid, String> {

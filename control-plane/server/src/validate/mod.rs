@@ -7,7 +7,9 @@ mod metadata;
 mod names;
 mod pod;
 mod register;
+mod tenant;
 
 pub(crate) use names::{dns_label, namespace_or_default};
 pub(crate) use pod::{NewPod, grace_limit, pod};
 pub(crate) use register::{ValidRegister, register};
+pub(crate) use tenant::tenant;

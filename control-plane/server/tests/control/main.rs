@@ -9,4 +9,5 @@ mod hosts;
 mod life;
 mod process;
 mod setup;
+mod tenants;
 mod watches;

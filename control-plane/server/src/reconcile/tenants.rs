@@ -1,0 +1,216 @@
+//! Tenants that come, change and go.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use longship_proto::Failure;
+use longship_proto::control::v1::{self as proto, ObjectMeta, QuotaUsage};
+use longship_store::{Expect, Transaction};
+use prost::Message;
+
+use super::command::Answer;
+use super::plan::{Step, refuse};
+use super::state::State;
+use crate::phase::is_over;
+use crate::records;
+use crate::tenancy::{self, Tenancy, Tenant};
+
+/// More than one control plane is meant for.
+const MAX_TENANTS: usize = 10_000;
+
+/// What can be asked about tenants.
+#[derive(Debug)]
+pub(crate) enum TenantCommand {
+    Put {
+        name: String,
+        tenant: Tenant,
+        /// Not 0: the version that it must have now.
+        if_version: u64,
+        answer: Answer<proto::Tenant>,
+    },
+    /// That one; `None`: all.
+    List {
+        name: Option<String>,
+        answer: Answer<Vec<proto::Tenant>>,
+    },
+    Delete {
+        name: String,
+        answer: Answer<()>,
+    },
+}
+
+/// Whose a pod is. One from before there were tenants is the default one's.
+pub(super) fn tenant_of_pod(meta: &ObjectMeta) -> &str {
+    match meta.tenant.as_str() {
+        "" => tenancy::DEFAULT,
+        tenant => tenant,
+    }
+}
+
+impl State {
+    pub(super) fn decide_tenants(&mut self, command: TenantCommand) {
+        match command {
+            TenantCommand::Put {
+                name,
+                tenant,
+                if_version,
+                answer,
+            } => match self.put_tenant(&name, tenant, if_version) {
+                Ok(mut written) => self.plan.reply(true, answer, move |version| {
+                    written.resource_version = version.unwrap_or_default();
+                    written
+                }),
+                Err(failure) => refuse(answer, failure),
+            },
+            TenantCommand::List { name, answer } => match self.list_tenants(name.as_deref()) {
+                Ok(tenants) => self.plan.reply(false, answer, move |_| tenants),
+                Err(failure) => refuse(answer, failure),
+            },
+            TenantCommand::Delete { name, answer } => match self.delete_tenant(&name) {
+                Ok(()) => self.plan.reply(true, answer, |_| ()),
+                Err(failure) => refuse(answer, failure),
+            },
+        }
+    }
+
+    fn put_tenant(
+        &mut self,
+        name: &str,
+        tenant: Tenant,
+        if_version: u64,
+    ) -> Result<proto::Tenant, Failure> {
+        let current = self.tenancy.get(name);
+        if current.is_none() && self.tenancy.len() >= MAX_TENANTS {
+            return Err(Failure::exhausted(format!(
+                "there are {MAX_TENANTS} tenants"
+            )));
+        }
+        let version = current.map_or(0, |current| current.version);
+        if if_version != 0 && if_version != version {
+            return Err(Failure {
+                field: "if_resource_version".into(),
+                ..Failure::conflict(format!("tenant `{name}` has version {version}"))
+            });
+        }
+        for namespace in &tenant.namespaces {
+            let owner = self.tenancy.owner(namespace);
+            if let Some(owner) = owner.filter(|owner| *owner != name) {
+                return Err(Failure {
+                    field: "tenant.namespaces".into(),
+                    ..Failure::conflict(format!("`{namespace}` is the tenant `{owner}`'s"))
+                });
+            }
+        }
+        let mut next = Tenancy::clone(&self.tenancy);
+        next.put(name, tenant);
+        self.check_pods_stay(&next)?;
+        let written = next.get(name).cloned().unwrap_or_default();
+        let written = written.to_proto(name, None);
+        self.tenancy = Arc::new(next);
+
+        let bytes = written.encode_to_vec();
+        self.plan.steps.push(Step {
+            transaction: Transaction::new().put(records::TENANT, name, bytes, Expect::Any),
+            pod: None,
+        });
+        let step = self.plan.steps.len() - 1;
+        self.plan.tenants.push((step, name.to_owned()));
+        tracing::info!(tenant = name, "tenant written");
+        Ok(proto::Tenant {
+            usage: Some(self.usage(name)),
+            ..written
+        })
+    }
+
+    fn list_tenants(&self, name: Option<&str>) -> Result<Vec<proto::Tenant>, Failure> {
+        let Some(name) = name else {
+            let all = self.tenancy.iter();
+            let all = all.map(|(name, tenant)| tenant.to_proto(name, Some(self.usage(name))));
+            return Ok(all.collect());
+        };
+        let tenant = self.tenancy.get(name).ok_or_else(|| no_tenant(name))?;
+        Ok(vec![tenant.to_proto(name, Some(self.usage(name)))])
+    }
+
+    fn delete_tenant(&mut self, name: &str) -> Result<(), Failure> {
+        if self.tenancy.get(name).is_none() {
+            return Err(no_tenant(name));
+        }
+        if name == tenancy::DEFAULT {
+            return Err(Failure::conflict("the tenant `default` exists always"));
+        }
+        let mut pods = self.pods.iter();
+        if pods.any(|record| tenant_of_pod(&record.meta) == name) {
+            return Err(Failure::conflict(format!("tenant `{name}` still has pods")));
+        }
+        Arc::make_mut(&mut self.tenancy).remove(name);
+        self.plan.steps.push(Step {
+            transaction: Transaction::new().delete(records::TENANT, name, Expect::Any),
+            pod: None,
+        });
+        tracing::info!(tenant = name, "tenant deleted");
+        Ok(())
+    }
+
+    /// A pod stays its tenant's for as long as it lives.
+    fn check_pods_stay(&self, next: &Tenancy) -> Result<(), Failure> {
+        // Only what is looked up anew is looked at: one pass over the pods' names.
+        let mut known = BTreeSet::new();
+        for record in self.pods.iter() {
+            let (namespace, tenant) = (&record.meta.namespace, tenant_of_pod(&record.meta));
+            if !known.insert((namespace, tenant)) {
+                continue;
+            }
+            let before = self.tenancy.tenant_of(namespace);
+            let after = next.tenant_of(namespace);
+            if before != after && after != Some(tenant) {
+                return Err(Failure {
+                    field: "tenant.namespaces".into(),
+                    ..Failure::conflict(format!(
+                        "the namespace `{namespace}` has pods of the tenant `{tenant}`"
+                    ))
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// What a tenant has now.
+    fn usage(&self, name: &str) -> QuotaUsage {
+        let mut usage = QuotaUsage::default();
+        let pods = self.pods.iter();
+        for record in pods.filter(|record| tenant_of_pod(&record.meta) == name) {
+            if is_over(record.status.phase()) {
+                continue;
+            }
+            usage.pods += 1;
+            if let Some(flavor) = &record.status.flavor {
+                usage.cpu_millis += u64::from(flavor.cpu_millis);
+                usage.memory_bytes = usage.memory_bytes.saturating_add(flavor.memory_bytes);
+                usage.enis += 1;
+                usage.gpus += u64::from(flavor.gpus);
+            }
+        }
+        usage
+    }
+
+    /// Says what has been written, so that the API goes by it.
+    pub(super) fn tenants_written(&mut self, written: Vec<(usize, String)>, versions: &[u64]) {
+        for (step, name) in written {
+            if let Some(version) = versions.get(step) {
+                Arc::make_mut(&mut self.tenancy).set_version(&name, *version);
+            }
+        }
+        self.published.send_if_modified(|published| {
+            let changed = !Arc::ptr_eq(published, &self.tenancy);
+            if changed {
+                published.clone_from(&self.tenancy);
+            }
+            changed
+        });
+    }
+}
+
+fn no_tenant(name: &str) -> Failure {
+    Failure::not_found(format!("no tenant `{name}`"))
+}
