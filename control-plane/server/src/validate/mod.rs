@@ -5,11 +5,15 @@ mod container;
 mod image;
 mod metadata;
 mod names;
+mod placement;
 mod pod;
 mod register;
+mod selector;
 mod tenant;
 
 pub(crate) use names::{dns_label, namespace_or_default};
 pub(crate) use pod::{NewPod, grace_limit, pod};
 pub(crate) use register::{ValidRegister, register};
+#[allow(unused_imports, reason = "lists and watches come with it next")]
+pub(crate) use selector::selector;
 pub(crate) use tenant::tenant;

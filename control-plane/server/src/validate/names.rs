@@ -31,6 +31,19 @@ pub(crate) fn dns_label(field: &str, name: &str) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Whether that is a DNS subdomain as Kubernetes has it (RFC 1123): labels with dots
+/// between, 253 characters together.
+pub(super) fn is_dns_subdomain(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let is_label = |label: &str| {
+        !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(allowed)
+    };
+    name.len() <= 253 && name.split('.').all(is_label)
+}
+
 /// The namespace that was given, or `default`.
 ///
 /// # Errors

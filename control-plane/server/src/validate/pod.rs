@@ -1,16 +1,17 @@
 //! A pod that somebody wants created.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 
 use longship_proto::Failure;
 use longship_proto::control::v1::{MemoryProfile, ObjectMeta, Pod, PodSpec, RestartPolicy};
-use longship_scheduler::{Request, bytes_text, cpus_text};
+use longship_scheduler::{MAX_GPUS, Request, bytes_text, cpus_text};
 use prost::Message;
 
 use super::container::container;
 use super::metadata;
 use super::names::{dns_label, namespace_or_default, shown};
+use super::placement::placement;
 
 /// The least memory that a pod may ask for, in bytes, all containers together.
 pub(crate) const MIN_MEMORY_BYTES: u64 = 64 << 20;
@@ -19,7 +20,10 @@ pub(crate) const DEFAULT_GRACE_SECONDS: u32 = 30;
 /// The longest grace, in seconds.
 pub(crate) const MAX_GRACE_SECONDS: u32 = 3600;
 
-const MAX_POD_BYTES: usize = 256 << 10;
+/// The annotations may be half of it; the store takes twice as much.
+const MAX_POD_BYTES: usize = 512 << 10;
+/// Pods of one request.
+const MAX_PODS: usize = 1000;
 const MAX_CONTAINERS: usize = 16;
 /// More is a mistake in the unit, whatever the flavors are.
 const MAX_CPU_MILLIS: u32 = 1_000_000;
@@ -39,6 +43,43 @@ pub(crate) struct NewPod {
     pub(crate) request: Request,
 }
 
+/// Checks many pods.
+///
+/// # Errors
+/// `INVALID`, at the first field that is wrong, as `pods[3].spec.zone`.
+#[allow(dead_code, reason = "CreatePods comes with it next")]
+pub(crate) fn pods(pods: Vec<Pod>) -> Result<Vec<NewPod>, Failure> {
+    if pods.is_empty() || pods.len() > MAX_PODS {
+        return Err(Failure::invalid(
+            "pods",
+            format!("has {} pods; at least 1, at most {MAX_PODS}", pods.len()),
+        ));
+    }
+    let mut names = HashSet::with_capacity(pods.len());
+    let mut checked = Vec::with_capacity(pods.len());
+    for (at, one) in pods.into_iter().enumerate() {
+        let new = pod(one).map_err(|failure| in_batch(at, failure))?;
+        let (namespace, name) = (&new.metadata.namespace, &new.metadata.name);
+        if !names.insert((namespace.clone(), name.clone())) {
+            return Err(Failure::invalid(
+                format!("pods[{at}].metadata.name"),
+                format!("another pod of the request is already named {namespace}/{name}"),
+            ));
+        }
+        checked.push(new);
+    }
+    Ok(checked)
+}
+
+/// The failure of the pod at that place of a batch.
+pub(crate) fn in_batch(at: usize, failure: Failure) -> Failure {
+    let dot = if failure.field.is_empty() { "" } else { "." };
+    Failure {
+        field: format!("pods[{at}]{dot}{}", failure.field),
+        ..failure
+    }
+}
+
 /// Checks a pod and fills in the defaults. What only the server sets is left out.
 ///
 /// # Errors
@@ -54,8 +95,8 @@ pub(crate) fn pod(pod: Pod) -> Result<NewPod, Failure> {
     let given = pod.metadata.unwrap_or_default();
     dns_label("metadata.name", &given.name)?;
     let namespace = namespace_or_default("metadata.namespace", given.namespace)?;
-    metadata::labels(&given.labels)?;
-    metadata::annotations(&given.annotations)?;
+    metadata::labels("metadata.labels", &given.labels)?;
+    metadata::annotations("metadata.annotations", &given.annotations)?;
 
     let spec = pod
         .spec
@@ -118,10 +159,14 @@ fn complete(mut spec: PodSpec, name: &str) -> Result<PodSpec, Failure> {
     if !spec.zone.is_empty() {
         dns_label("spec.zone", &spec.zone)?;
     }
+    placement(&spec)?;
     if spec.vpc.is_empty() {
         spec.vpc = "default".into();
     }
     dns_label("spec.vpc", &spec.vpc)?;
+    if !spec.subnet.is_empty() {
+        dns_label("spec.subnet", &spec.subnet)?;
+    }
     if spec.hostname.is_empty() {
         spec.hostname = name.to_owned();
     }
@@ -165,7 +210,7 @@ fn nameservers(servers: &[String]) -> Result<(), Failure> {
 
 /// What all containers together ask for.
 fn request(spec: &PodSpec) -> Result<Request, Failure> {
-    let (mut cpu_millis, mut memory_bytes) = (0_u32, 0_u64);
+    let (mut cpu_millis, mut memory_bytes, mut gpus) = (0_u32, 0_u64, 0_u32);
     for (at, one) in spec.containers.iter().enumerate() {
         let resources = one.resources.unwrap_or_default();
         let field = |name: &str| format!("spec.containers[{at}].resources.{name}");
@@ -189,6 +234,13 @@ fn request(spec: &PodSpec) -> Result<Request, Failure> {
                     bytes_text(memory_bytes),
                     bytes_text(MAX_MEMORY_BYTES)
                 ),
+            ));
+        }
+        gpus = gpus.saturating_add(resources.gpus);
+        if gpus > MAX_GPUS {
+            return Err(Failure::invalid(
+                field("gpus"),
+                format!("the pod asks for {gpus} GPUs; at most {MAX_GPUS}"),
             ));
         }
     }

@@ -87,8 +87,11 @@ fn table() -> Vec<(&'static str, Pod)> {
         ("metadata.labels[x/y/z]", labelled("x/y/z", "x")),
         ("metadata.labels[app]", labelled("app", "with space")),
         ("metadata.annotations[]", annotated("", "x")),
-        ("metadata.annotations", annotated("a", &"x".repeat(70_000))),
-        ("", annotated("a", &"x".repeat(300_000))),
+        (
+            "metadata.annotations",
+            annotated("a", &"x".repeat(256 << 10)),
+        ),
+        ("", annotated("a", &"x".repeat(600_000))),
         ("spec", with(|pod| pod.spec = None)),
         ("spec.containers", with_spec(|spec| spec.containers.clear())),
         (
