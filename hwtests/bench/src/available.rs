@@ -20,11 +20,6 @@ const STILL: f64 = 192.0 * 1024.0;
 /// After this long it is taken as it is.
 const PATIENCE: Duration = Duration::from_secs(8);
 
-/// `MemTotal` in bytes.
-pub(crate) fn total() -> Result<u64, BenchError> {
-    field("MemTotal")
-}
-
 /// `MemAvailable` in bytes, as it is now.
 pub(crate) fn available() -> Result<u64, BenchError> {
     field("MemAvailable")

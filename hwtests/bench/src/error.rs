@@ -55,14 +55,6 @@ pub(crate) enum BenchError {
     /// What was asked for cannot be measured.
     #[error("{0}")]
     Impossible(String),
-    /// A file is no report, or one of another version.
-    #[error("{}: {why}", .path.display())]
-    NoReport {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: String,
-    },
     /// A channel to a VMM failed.
     #[error("{action}: {error}")]
     Channel {

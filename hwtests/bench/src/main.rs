@@ -4,25 +4,21 @@
 mod arguments;
 mod available;
 mod cpu;
-mod document;
-mod environment;
 mod error;
 mod measure;
-mod show;
 mod smaps;
 mod subject;
-mod summary;
-mod targets;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::document::{Document, Findings, SCHEMA};
-use crate::environment::Environment;
-use crate::error::{BenchError, file};
+use longship_report::document::{Document, Findings, check_writable, write};
+use longship_report::{document, environment, show, summary};
+
+use crate::error::BenchError;
 use crate::measure::burst::Burst;
 use crate::measure::compare::Compare;
 use crate::measure::density::Density;
@@ -84,7 +80,6 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> anyhow::Result<()> {
     for path in [&arguments.json, &arguments.html].into_iter().flatten() {
-        // What takes minutes must not fail at its end.
         check_writable(path)?;
     }
     let (name, findings) = match &arguments.benchmark {
@@ -96,21 +91,8 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         Benchmark::Compare(compare) => ("compare", compare.run()?),
         Benchmark::Throughput(throughput) => ("throughput", block_on(throughput.run())?),
     };
-    let document = Document {
-        schema: SCHEMA,
-        benchmark: name.to_owned(),
-        label: arguments.label.clone().unwrap_or_else(|| name.to_owned()),
-        arguments: std::env::args().skip(1).collect(),
-        environment: Environment::look(),
-        findings,
-    };
-    print!("{}", show::text::document(&document));
-    if let Some(path) = &arguments.json {
-        write(path, &document.to_json()?)?;
-    }
-    if let Some(path) = &arguments.html {
-        write(path, &show::html::page(&[document]))?;
-    }
+    let document = Document::new("longship-bench", name, arguments.label.clone(), findings);
+    document.publish(arguments.json.as_ref(), arguments.html.as_ref())?;
     Ok(())
 }
 
@@ -142,16 +124,6 @@ fn report(files: &[PathBuf], arguments: &Arguments) -> anyhow::Result<()> {
         println!("{}", path.display());
     }
     Ok(())
-}
-
-fn check_writable(path: &Path) -> Result<(), BenchError> {
-    let mut options = std::fs::OpenOptions::new();
-    let opened = options.create(true).append(true).open(path);
-    opened.map(drop).map_err(file("write", path))
-}
-
-fn write(path: &Path, text: &str) -> Result<(), BenchError> {
-    std::fs::write(path, text).map_err(file("write", path))
 }
 
 #[cfg(test)]
@@ -201,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_report_that_cannot_be_written_is_refused_first() {
-        let refused = check_writable(Path::new("/nonexistent/report.json")).unwrap_err();
+        let refused = check_writable(std::path::Path::new("/nonexistent/report.json")).unwrap_err();
         assert!(refused.to_string().contains("/nonexistent/report.json"));
     }
 }

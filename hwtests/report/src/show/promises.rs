@@ -6,7 +6,7 @@ use crate::show::show;
 use crate::targets::{TARGETS, Target};
 
 /// One line a promise.
-pub(crate) fn promises(documents: &[Document]) -> Table {
+pub fn promises(documents: &[Document]) -> Table {
     let columns = [
         "promise",
         "unit",

@@ -2,26 +2,34 @@
 
 /// A promise.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Target {
-    pub(crate) title: &'static str,
+pub struct Target {
+    /// What is promised.
+    pub title: &'static str,
     /// Which report, and which figure in it; its median counts.
-    pub(crate) figure: (&'static str, &'static str),
+    pub figure: (&'static str, &'static str),
     /// What Firecracker needs for the same in the same place; empty: it does not do it.
-    pub(crate) firecracker: &'static str,
-    pub(crate) unit: &'static str,
-    pub(crate) first: Bound,
-    pub(crate) goal: Bound,
+    pub firecracker: &'static str,
+    /// Of the bounds; empty for a count.
+    pub unit: &'static str,
+    /// What must be reached first.
+    pub first: Bound,
+    /// Where it shall go.
+    pub goal: Bound,
 }
 
 /// What the median must be.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Bound {
+pub enum Bound {
+    /// No more than that.
     AtMost(f64),
+    /// No less than that.
     AtLeast(f64),
 }
 
 impl Bound {
-    pub(crate) fn holds(self, value: f64) -> bool {
+    /// Whether a measured value keeps it.
+    #[must_use]
+    pub fn holds(self, value: f64) -> bool {
         match self {
             Self::AtMost(most) => value <= most,
             Self::AtLeast(least) => value >= least,
@@ -75,7 +83,7 @@ const fn at_least(
 }
 
 /// All of them.
-pub(crate) const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 13] = [
     at_most(
         "spawn → init, cold, lean kernel, 1 vCPU, 128 MiB",
         ("compare", "compare.longship.cold"),

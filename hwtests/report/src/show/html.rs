@@ -19,7 +19,7 @@ svg .title { font-size: 14px; font-weight: 600 } svg .grid { stroke: #e4e4e4 }
 svg .whisker { stroke: #555 } svg .median { stroke: #000; stroke-width: 2 }";
 
 /// The page of these reports, with what was promised where there are several.
-pub(crate) fn page(documents: &[Document]) -> String {
+pub fn page(documents: &[Document]) -> String {
     // Writing to a string cannot fail, so results are dropped.
     let mut page = format!(
         "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
@@ -39,9 +39,10 @@ fn section(page: &mut String, document: &Document) {
     let environment = &document.environment;
     let _ = writeln!(
         page,
-        "<h2>{}</h2>\n<p><code>longship-bench {}</code><br>\n{}{}, Linux {}, {} CPUs, {} MB of \
+        "<h2>{}</h2>\n<p><code>{} {}</code><br>\n{}{}, Linux {}, {} CPUs, {} MB of \
          memory. Times: {}.</p>",
         escape(&document.label),
+        escape(&document.program),
         escape(&document.arguments.join(" ")),
         if environment.testbed {
             "In the testbed, a virtual host: "

@@ -8,14 +8,15 @@ use crate::document::{Document, Figure, Table};
 use crate::show::show;
 
 /// Everything of a report but its charts.
-pub(crate) fn document(document: &Document) -> String {
+pub fn document(document: &Document) -> String {
     let mut text = String::new();
     let environment = &document.environment;
     // Writing to a string cannot fail.
     let _ = writeln!(
         text,
-        "\n== {}: {}",
+        "\n== {}: {} {}",
         document.label,
+        document.program,
         document.arguments.join(" ")
     );
     let _ = writeln!(
@@ -39,7 +40,7 @@ pub(crate) fn document(document: &Document) -> String {
 }
 
 /// Figures with their spread, as a table.
-pub(crate) fn figures(figures: &[Figure]) -> Table {
+pub fn figures(figures: &[Figure]) -> Table {
     let columns = [
         "figure", "unit", "min", "p25", "median", "p75", "p99", "max", "n",
     ];
@@ -60,7 +61,7 @@ pub(crate) fn figures(figures: &[Figure]) -> Table {
 }
 
 /// A table.
-pub(crate) fn table(table: &Table) -> String {
+pub fn table(table: &Table) -> String {
     let mut shown = comfy_table::Table::new();
     shown.load_style(NOTHING).set_header(&table.columns);
     for row in &table.rows {

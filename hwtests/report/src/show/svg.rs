@@ -20,7 +20,7 @@ const COLOURS: [&str; 8] = [
 ];
 
 /// Draws a chart.
-pub(crate) fn chart(chart: &Chart) -> String {
+pub fn chart(chart: &Chart) -> String {
     match chart {
         Chart::Lines { title, x, y, lines } => draw_lines(title, x, y, lines),
         Chart::Bars { title, x, bars } => draw_bars(title, x, bars),
@@ -29,7 +29,7 @@ pub(crate) fn chart(chart: &Chart) -> String {
 }
 
 /// Text as XML has it.
-pub(crate) fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
         match character {

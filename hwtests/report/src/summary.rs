@@ -4,21 +4,28 @@ use serde::{Deserialize, Serialize};
 
 /// Order statistics of some samples.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Summary {
+pub struct Summary {
     /// How many samples.
-    pub(crate) n: usize,
-    pub(crate) min: f64,
-    pub(crate) p25: f64,
-    pub(crate) median: f64,
-    pub(crate) p75: f64,
-    pub(crate) p90: f64,
-    pub(crate) p99: f64,
-    pub(crate) max: f64,
+    pub n: usize,
+    /// The least.
+    pub min: f64,
+    /// A quarter is at most that.
+    pub p25: f64,
+    /// Half is at most that.
+    pub median: f64,
+    /// Three quarters are at most that.
+    pub p75: f64,
+    /// Nine tenths are at most that.
+    pub p90: f64,
+    /// 99 of 100 are at most that.
+    pub p99: f64,
+    /// The greatest.
+    pub max: f64,
 }
 
 impl Summary {
     /// Of `samples`; `None` where there is none, or one that is no number.
-    pub(crate) fn of(samples: &[f64]) -> Option<Self> {
+    pub fn of(samples: &[f64]) -> Option<Self> {
         if samples.iter().any(|sample| sample.is_nan()) {
             return None;
         }
@@ -53,7 +60,7 @@ fn quantile(sorted: &[f64], part: f64) -> Option<f64> {
 }
 
 /// The median of `samples`.
-pub(crate) fn median(samples: &[f64]) -> Option<f64> {
+pub fn median(samples: &[f64]) -> Option<f64> {
     Summary::of(samples).map(|summary| summary.median)
 }
 
@@ -62,7 +69,7 @@ pub(crate) fn median(samples: &[f64]) -> Option<f64> {
     clippy::cast_precision_loss,
     reason = "no count or size here comes near 2^53"
 )]
-pub(crate) fn number(count: u64) -> f64 {
+pub fn number(count: u64) -> f64 {
     count as f64
 }
 
@@ -71,7 +78,7 @@ pub(crate) fn number(count: u64) -> f64 {
     clippy::cast_precision_loss,
     reason = "no time or difference here comes near 2^53"
 )]
-pub(crate) fn signed(count: i64) -> f64 {
+pub fn signed(count: i64) -> f64 {
     count as f64
 }
 

@@ -4,23 +4,27 @@ use serde::{Deserialize, Serialize};
 
 /// What a reader must know of the machine.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Environment {
-    pub(crate) clock: Clock,
+pub struct Environment {
+    /// What times are measured with.
+    pub clock: Clock,
     /// Release of the host's kernel.
-    pub(crate) kernel: String,
-    pub(crate) cpu_model: String,
-    pub(crate) cpus: u32,
-    pub(crate) memory_bytes: u64,
+    pub kernel: String,
+    /// As the kernel names it.
+    pub cpu_model: String,
+    /// How many it has.
+    pub cpus: u32,
+    /// How much memory it has, in bytes.
+    pub memory_bytes: u64,
     /// Whether it is the testbed's virtual host.
-    pub(crate) testbed: bool,
+    pub testbed: bool,
     /// When, microseconds since the Unix epoch.
-    pub(crate) time_us: i64,
+    pub time_us: i64,
 }
 
 /// What a millisecond is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Clock {
+pub enum Clock {
     /// A thousandth of a second.
     #[default]
     Wall,
@@ -31,7 +35,7 @@ pub(crate) enum Clock {
 impl Clock {
     /// As the environment says it: `LONGSHIP_CLOCK=icount` where instructions are
     /// counted, since nothing in a virtual host can tell.
-    pub(crate) fn of_environment() -> Self {
+    pub fn of_environment() -> Self {
         match std::env::var("LONGSHIP_CLOCK").as_deref() {
             Ok("icount") => Self::Instructions,
             _ => Self::Wall,
@@ -39,7 +43,7 @@ impl Clock {
     }
 
     /// The unit of times.
-    pub(crate) fn unit(self) -> &'static str {
+    pub fn unit(self) -> &'static str {
         match self {
             Self::Wall => "ms",
             Self::Instructions => "ims",
@@ -47,7 +51,7 @@ impl Clock {
     }
 
     /// For a person.
-    pub(crate) fn describe(self) -> &'static str {
+    pub fn describe(self) -> &'static str {
         match self {
             Self::Wall => "wall clock",
             Self::Instructions => "instructions (1 ims: 1 M instructions of the virtual host)",
@@ -57,7 +61,7 @@ impl Clock {
 
 impl Environment {
     /// This machine, now.
-    pub(crate) fn look() -> Self {
+    pub fn look() -> Self {
         let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let kernel = nix::sys::utsname::uname()
             .map(|name| name.release().to_string_lossy().into_owned())
@@ -70,7 +74,9 @@ impl Environment {
                 .ok()
                 .and_then(|cpus| u32::try_from(cpus.get()).ok())
                 .unwrap_or(0),
-            memory_bytes: crate::available::total().unwrap_or(0),
+            memory_bytes: memory_bytes(
+                &std::fs::read_to_string("/proc/meminfo").unwrap_or_default(),
+            ),
             testbed: std::env::var_os("LONGSHIP_TESTBED").is_some(),
             time_us: longship_proto::now_us(),
         }
@@ -82,6 +88,15 @@ fn cpu_model(cpuinfo: &str) -> Option<&str> {
         .lines()
         .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
         .map(|(_, model)| model.trim())
+}
+
+/// `MemTotal`; 0 where the kernel does not say it.
+fn memory_bytes(meminfo: &str) -> u64 {
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kib.unwrap_or(0).saturating_mul(1024)
 }
 
 #[cfg(test)]

@@ -1,123 +1,160 @@
 //! What a benchmark has found, as plain data: it is printed, written as JSON and
 //! drawn as HTML from this, and read back to be put together with others.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::environment::Environment;
-use crate::error::{BenchError, file};
+use crate::error::{ReportError, file};
+use crate::show;
 use crate::summary::Summary;
 
 /// Version of the JSON. It rises with every change that an older reader would
 /// misunderstand.
-pub(crate) const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 1;
 
 /// One run of one benchmark.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Document {
+pub struct Document {
     /// [`SCHEMA`].
-    pub(crate) schema: u32,
+    pub schema: u32,
+    /// The program that has measured it.
+    #[serde(default = "sandboxes")]
+    pub program: String,
     /// Which benchmark: `start`, `compare`…
-    pub(crate) benchmark: String,
+    pub benchmark: String,
     /// Tells it from others of the same benchmark.
-    pub(crate) label: String,
+    pub label: String,
     /// The arguments it ran with.
-    pub(crate) arguments: Vec<String>,
-    pub(crate) environment: Environment,
+    pub arguments: Vec<String>,
+    /// Where.
+    pub environment: Environment,
+    /// What was found.
     #[serde(flatten)]
-    pub(crate) findings: Findings,
+    pub findings: Findings,
+}
+
+/// Reports of the time before there were other programs that measure.
+fn sandboxes() -> String {
+    "longship-bench".to_owned()
 }
 
 /// What was found.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Findings {
-    pub(crate) figures: Vec<Figure>,
-    pub(crate) tables: Vec<Table>,
-    pub(crate) charts: Vec<Chart>,
+pub struct Findings {
+    /// What was measured.
+    pub figures: Vec<Figure>,
+    /// More, as text.
+    pub tables: Vec<Table>,
+    /// Drawings, in the HTML page only.
+    pub charts: Vec<Chart>,
     /// What a reader must know to take the figures for what they are.
-    pub(crate) notes: Vec<String>,
+    pub notes: Vec<String>,
 }
 
 /// One measured quantity.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Figure {
+pub struct Figure {
     /// Names it for ever, e.g. `start.clone`.
-    pub(crate) id: String,
+    pub id: String,
     /// Names it for a person.
-    pub(crate) title: String,
-    pub(crate) unit: String,
-    pub(crate) summary: Summary,
-    pub(crate) samples: Vec<f64>,
+    pub title: String,
+    /// Of all its samples; empty for a count.
+    pub unit: String,
+    /// What is said of the samples.
+    pub summary: Summary,
+    /// Each as it was measured.
+    pub samples: Vec<f64>,
 }
 
 /// Text in columns; the first column names the row.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Table {
-    pub(crate) title: String,
-    pub(crate) columns: Vec<String>,
-    pub(crate) rows: Vec<Vec<String>>,
+pub struct Table {
+    /// Names it for a person.
+    pub title: String,
+    /// Heads of the columns.
+    pub columns: Vec<String>,
+    /// One text a column.
+    pub rows: Vec<Vec<String>>,
 }
 
 /// Something to be drawn.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
-pub(crate) enum Chart {
+pub enum Chart {
     /// Lines through points.
     Lines {
+        /// Names it for a person.
         title: String,
+        /// To the right.
         x: Axis,
+        /// Upwards.
         y: Axis,
+        /// Each in a color of its own.
         lines: Vec<Line>,
     },
     /// One bar a row, of pieces that add up.
     Bars {
+        /// Names it for a person.
         title: String,
+        /// To the right.
         x: Axis,
+        /// From the top.
         bars: Vec<Bar>,
     },
     /// From the least to the greatest sample, the middle half as a box, the median
     /// as a stroke.
     Spread {
+        /// Names it for a person.
         title: String,
+        /// To the right.
         x: Axis,
+        /// From the top.
         rows: Vec<Spread>,
     },
 }
 
 /// What an axis shows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Axis {
-    pub(crate) title: String,
+pub struct Axis {
+    /// Of what.
+    pub title: String,
     /// Empty for a count.
-    pub(crate) unit: String,
+    pub unit: String,
 }
 
 /// A line of a chart.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Line {
-    pub(crate) name: String,
-    pub(crate) points: Vec<(f64, f64)>,
+pub struct Line {
+    /// Names it for a person.
+    pub name: String,
+    /// In order of x.
+    pub points: Vec<(f64, f64)>,
 }
 
 /// A bar of a chart.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Bar {
-    pub(crate) name: String,
-    pub(crate) pieces: Vec<(String, f64)>,
+pub struct Bar {
+    /// Names it for a person.
+    pub name: String,
+    /// Each with its name.
+    pub pieces: Vec<(String, f64)>,
 }
 
 /// A row of a chart of spreads.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Spread {
-    pub(crate) name: String,
-    pub(crate) summary: Summary,
+pub struct Spread {
+    /// Names it for a person.
+    pub name: String,
+    /// What it shows.
+    pub summary: Summary,
 }
 
 impl Figure {
     /// Of samples; `None` where there is none.
-    pub(crate) fn of(
+    pub fn of(
         id: impl Into<String>,
         title: impl Into<String>,
         unit: impl Into<String>,
@@ -133,7 +170,7 @@ impl Figure {
     }
 
     /// As a row of a chart.
-    pub(crate) fn spread(&self, name: impl Into<String>) -> Spread {
+    pub fn spread(&self, name: impl Into<String>) -> Spread {
         Spread {
             name: name.into(),
             summary: self.summary.clone(),
@@ -142,7 +179,8 @@ impl Figure {
 }
 
 impl Axis {
-    pub(crate) fn new(title: impl Into<String>, unit: impl Into<String>) -> Self {
+    /// Of that in that unit.
+    pub fn new(title: impl Into<String>, unit: impl Into<String>) -> Self {
         Self {
             title: title.into(),
             unit: unit.into(),
@@ -151,13 +189,47 @@ impl Axis {
 }
 
 impl Document {
+    /// A benchmark's findings on this machine, now; named as the benchmark where it is
+    /// given no label.
+    #[must_use]
+    pub fn new(program: &str, benchmark: &str, label: Option<String>, findings: Findings) -> Self {
+        Self {
+            schema: SCHEMA,
+            program: program.to_owned(),
+            benchmark: benchmark.to_owned(),
+            label: label.unwrap_or_else(|| benchmark.to_owned()),
+            arguments: std::env::args().skip(1).collect(),
+            environment: Environment::look(),
+            findings,
+        }
+    }
+
+    /// Prints it, and writes it where that is wanted.
+    ///
+    /// # Errors
+    /// [`ReportError::File`], [`ReportError::NoNumber`].
+    pub fn publish(
+        &self,
+        json: Option<&PathBuf>,
+        html: Option<&PathBuf>,
+    ) -> Result<(), ReportError> {
+        print!("{}", show::text::document(self));
+        if let Some(path) = json {
+            write(path, &self.to_json()?)?;
+        }
+        if let Some(path) = html {
+            write(path, &show::html::page(std::slice::from_ref(self)))?;
+        }
+        Ok(())
+    }
+
     /// Reads one that was written as JSON.
     ///
     /// # Errors
-    /// [`BenchError::File`], or [`BenchError::NoReport`] where it is none of this version.
-    pub(crate) fn read(path: &Path) -> Result<Self, BenchError> {
+    /// [`ReportError::File`], or [`ReportError::NoReport`] where it is none of this version.
+    pub fn read(path: &Path) -> Result<Self, ReportError> {
         let text = std::fs::read_to_string(path).map_err(file("read", path))?;
-        Self::parse(&text).map_err(|why| BenchError::NoReport {
+        Self::parse(&text).map_err(|why| ReportError::NoReport {
             path: path.to_owned(),
             why,
         })
@@ -181,12 +253,31 @@ impl Document {
     /// As JSON.
     ///
     /// # Errors
-    /// [`BenchError::Impossible`] where a figure is no number.
-    pub(crate) fn to_json(&self) -> Result<String, BenchError> {
+    /// [`ReportError::NoNumber`] where a figure is no number.
+    pub fn to_json(&self) -> Result<String, ReportError> {
         serde_json::to_string_pretty(self)
             .map(|text| text + "\n")
-            .map_err(|error| BenchError::Impossible(format!("write the report: {error}")))
+            .map_err(ReportError::NoNumber)
     }
+}
+
+/// Checks that a report could be written there: what takes minutes must not fail at its
+/// end.
+///
+/// # Errors
+/// [`ReportError::File`].
+pub fn check_writable(path: &Path) -> Result<(), ReportError> {
+    let mut options = std::fs::OpenOptions::new();
+    let opened = options.create(true).append(true).open(path);
+    opened.map(drop).map_err(file("write", path))
+}
+
+/// Writes a report's text.
+///
+/// # Errors
+/// [`ReportError::File`].
+pub fn write(path: &Path, text: &str) -> Result<(), ReportError> {
+    std::fs::write(path, text).map_err(file("write", path))
 }
 
 #[cfg(test)]
@@ -196,6 +287,7 @@ pub(crate) mod tests {
     pub(crate) fn document(figures: Vec<Figure>) -> Document {
         Document {
             schema: SCHEMA,
+            program: "longship-bench".to_owned(),
             benchmark: "start".to_owned(),
             label: "start".to_owned(),
             arguments: vec!["start".to_owned(), "--rounds=3".to_owned()],

@@ -1,12 +1,12 @@
 //! Findings for people: on a terminal, and as one HTML page.
 
-pub(crate) mod html;
-pub(crate) mod promises;
-pub(crate) mod svg;
-pub(crate) mod text;
+pub mod html;
+pub mod promises;
+pub mod svg;
+pub mod text;
 
 /// A value with as many digits as it deserves.
-pub(crate) fn show(value: f64) -> String {
+pub fn show(value: f64) -> String {
     let size = value.abs();
     if value == 0.0 {
         "0".to_owned()
