@@ -1,0 +1,51 @@
+//! What the control plane does under load, measured from outside.
+
+mod follow;
+mod place;
+mod pods;
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use longship_report::document::{Document, check_writable};
+
+use pods::Pods;
+
+/// Measures a control plane that it starts itself.
+#[derive(Debug, Args)]
+pub struct Bench {
+    #[command(subcommand)]
+    benchmark: Benchmark,
+    /// Write the report there as JSON
+    #[arg(long, global = true, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the report there as one HTML page
+    #[arg(long, global = true, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Name of the report; where it is not given, the benchmark's
+    #[arg(long, global = true, value_name = "NAME")]
+    label: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Benchmark {
+    Pods(Pods),
+}
+
+impl Bench {
+    /// Measures, prints and writes.
+    ///
+    /// # Errors
+    /// Whatever kept it from measuring.
+    pub async fn run(&self) -> anyhow::Result<()> {
+        for path in [&self.json, &self.html].into_iter().flatten() {
+            check_writable(path)?;
+        }
+        let (name, findings) = match &self.benchmark {
+            Benchmark::Pods(pods) => ("control-pods", pods.run().await?),
+        };
+        let document = Document::new("longship-sim", name, self.label.clone(), findings);
+        document.publish(self.json.as_ref(), self.html.as_ref())?;
+        Ok(())
+    }
+}
