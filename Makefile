@@ -46,15 +46,16 @@ lint: setup ## formatting and lints
 unit: setup ## the tests beside the code
 	cargo test --workspace --exclude longship-e2e
 
-# Tests that need a KVM: what crosses processes, the agent and the VMM by themselves.
+# Tests that need a KVM: what crosses processes, the agent, the VMM and init by themselves.
 kvm_tests := --test pods --test clones --test refusals --test recovery --test real_vmm --test templates --test kvm_guest --test kvm_template --test kvm_linux --test kvm_clone
 
 e2e: build guest ## the tests that need a KVM and cross processes
-	@tests=$$(cargo test -p longship-e2e -p longship-agent -p longship-vmm $(kvm_tests) \
+	@tests=$$(cargo test -p longship-e2e -p longship-agent -p longship-vmm -p longship-init $(kvm_tests) \
 	        --no-run --message-format=json-render-diagnostics | \
 	    sed -n 's/.*"profile":{[^}]*"test":true}.*"executable":"\([^"]*\)".*/\1/p'); \
 	export LONGSHIP_VMM=$(CURDIR)/target/release/longship-vmm; \
 	export LONGSHIP_KERNEL=$(CURDIR)/target/guest/vmlinux; \
+	export LONGSHIP_INITRAMFS=$(CURDIR)/target/guest/initramfs.cpio; \
 	$(on_kvm) $(testbed) -- bash -c 'failed=0; for t; do "$$t" --test-threads=1 || failed=1; done; exit $$failed' e2e $$tests
 
 bench: build guest ## what starts, sandboxes and pods cost, beside what was promised

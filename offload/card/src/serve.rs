@@ -125,6 +125,13 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
     let agent = AgentLink::new(&config.agent)?;
     let host = agent.host(AGENT_PATIENCE).await?;
     let card = Arc::new(open(&config, agent, Turns::new(config.parallel_starts))?);
+    let formatting = card.clone();
+    // Until it is done the first pod waits, as it would without.
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = formatting.volumes.format_ahead(formatting.scratch_bytes) {
+            warn!(%error, "no scratch disk is formatted ahead");
+        }
+    });
 
     let reconciler = Arc::new(Reconciler::begin(card.clone()).await);
     let (token_key, key) = watch::channel(None);
