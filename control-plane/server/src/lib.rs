@@ -6,6 +6,7 @@
 //! What clients read (get, list, watch) comes straight from the store.
 
 mod api;
+mod auth;
 mod inventory;
 mod ipam;
 mod lease;

@@ -65,6 +65,11 @@ pub(crate) fn key(namespace: &str, name: &str) -> String {
     format!("{namespace}/{name}")
 }
 
+/// The namespace in such a key.
+pub(crate) fn namespace_of(key: &str) -> &str {
+    key.split_once('/').map_or(key, |(namespace, _)| namespace)
+}
+
 #[derive(Debug)]
 struct Entry {
     record: PodRecord,

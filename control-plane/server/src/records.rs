@@ -11,6 +11,8 @@ pub(crate) const POD: &str = "pod";
 pub(crate) const HOST: &str = "host";
 /// Tenants, under their names; the value is a `Tenant` of the API, without its usage.
 pub(crate) const TENANT: &str = "tenant";
+/// Clients' tokens, under their ids; the value is a `TokenRecord`.
+pub(crate) const TOKEN: &str = "token";
 /// VPCs, under their names; the value is a [`VpcRecord`].
 pub(crate) const VPC: &str = "vpc";
 /// Keys, under what they are for; the value is the key itself.

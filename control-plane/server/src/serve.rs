@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 use tonic::transport::server::TcpIncoming;
 
 use crate::api::Control;
+use crate::auth::{AuthLayer, Tokens};
 use crate::lease::Leases;
 use crate::reconcile::{self, State};
 use crate::records::{self, RecordError};
@@ -44,6 +45,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where its state lies; created where it does not exist.
     pub state_dir: PathBuf,
+    /// Whoever says nothing of themselves may do everything.
+    pub open: bool,
     /// How long a card may be silent before its host counts as unreachable.
     pub lease: Duration,
     /// Which host a pod gets.
@@ -61,6 +64,7 @@ impl Config {
         Self {
             listen,
             state_dir,
+            open: true,
             lease: Duration::from_secs(10),
             policy: Policy::default(),
             history: RedbOptions::default(),
@@ -130,6 +134,8 @@ pub struct Server {
     store: Arc<dyn Store>,
     state: State,
     token_key: Vec<u8>,
+    tokens: Arc<Tokens>,
+    open: bool,
     watcher_patience: Duration,
 }
 
@@ -151,13 +157,28 @@ impl Server {
         let store: Arc<dyn Store> = Arc::new(store);
         let token_key = token_key(&*store).await?;
         let leases = Leases::new(config.lease);
-        let tenancy = Tenancy::load(&*store, Unclaimed::Defaults).await?;
-        let state = State::load(&*store, config.policy, leases, token_key.clone(), tenancy).await?;
+        let unclaimed = match config.open {
+            true => Unclaimed::Defaults,
+            false => Unclaimed::Nobodys,
+        };
+        let tenancy = Tenancy::load(&*store, unclaimed).await?;
+        let tokens = Arc::new(Tokens::load(&*store).await?);
+        let state = State::load(
+            &*store,
+            config.policy,
+            leases,
+            token_key.clone(),
+            tenancy,
+            Arc::clone(&tokens),
+        )
+        .await?;
         Ok(Self {
             listener,
             store,
             state,
             token_key,
+            tokens,
+            open: config.open,
             watcher_patience: config.watcher_patience,
         })
     }
@@ -187,6 +208,7 @@ impl Server {
             token_key: self.token_key.into(),
             sessions: Arc::new(AtomicU64::new(1)),
             tenancy: self.state.tenancy(),
+            tokens: Arc::clone(&self.tokens),
             stopping: stopped.clone(),
             watcher_patience: self.watcher_patience,
         };
@@ -206,6 +228,10 @@ impl Server {
         let serving = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
+            .layer(AuthLayer {
+                tokens: self.tokens,
+                open: self.open,
+            })
             .add_service(health_service)
             .add_service(reflection)
             .add_service(pods)

@@ -9,7 +9,8 @@ use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
 use crate::api::{Control, Ending, bad_record, store_failed};
-use crate::pods::key;
+use crate::auth::Scope;
+use crate::pods::{key, namespace_of};
 use crate::records::{self, RecordError, decode_pod};
 use crate::validate;
 
@@ -17,17 +18,20 @@ use crate::validate;
 const QUEUE: usize = 16;
 
 /// Where the keys of a namespace's pods begin; empty: of all.
-pub(crate) fn prefix(namespace: &str) -> Result<String, Status> {
+pub(crate) fn prefix(scope: &Scope, namespace: &str) -> Result<String, Status> {
     if namespace.is_empty() {
         return Ok(String::new());
     }
     validate::dns_label("namespace", namespace).map_err(Failure::into_status)?;
+    let visible = scope.check_namespace("namespace", namespace);
+    visible.map_err(Failure::into_status)?;
     Ok(format!("{namespace}/"))
 }
 
 /// Begins to follow what the request names.
 pub(crate) async fn open(
     control: &Control,
+    scope: Scope,
     request: WatchPodsRequest,
 ) -> Result<Ending<PodEvent>, Status> {
     let only = if request.name.is_empty() {
@@ -40,9 +44,11 @@ pub(crate) async fn open(
         validate::dns_label("name", &request.name).map_err(Failure::into_status)?;
         Some(key(&request.namespace, &request.name))
     };
-    let namespace = prefix(&request.namespace)?;
+    let namespace = prefix(&scope, &request.namespace)?;
     let prefix = only.clone().unwrap_or(namespace);
-    let wanted = |found: &str| only.as_ref().is_none_or(|only| only == found);
+    let wanted = |found: &str| {
+        only.as_ref().is_none_or(|only| only == found) && scope.sees(namespace_of(found))
+    };
 
     let mut first = Vec::new();
     let mut after = request.resource_version;
@@ -66,6 +72,7 @@ pub(crate) async fn open(
     let follower = Follower {
         watch,
         only,
+        scope: scope.clone(),
         queue,
         patience: control.watcher_patience,
     };
@@ -76,6 +83,7 @@ pub(crate) async fn open(
             _ = stopping.wait_for(|stopping| *stopping) => {
                 Some(Failure::unavailable("the control plane is stopping"))
             }
+            why = scope.ended() => Some(why),
         };
         if let Some(why) = why {
             // The watcher may have gone.
@@ -88,6 +96,7 @@ pub(crate) async fn open(
 struct Follower {
     watch: Watch,
     only: Option<String>,
+    scope: Scope,
     queue: mpsc::Sender<PodEvent>,
     patience: Duration,
 }
@@ -110,6 +119,7 @@ impl Follower {
                     .only
                     .as_ref()
                     .is_some_and(|only| *only != event.object.key)
+                    || !self.scope.sees(namespace_of(&event.object.key))
                 {
                     continue;
                 }

@@ -11,6 +11,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::Control;
 use super::stream::Ending;
+use crate::auth::Caller;
 use crate::inventory::Session;
 use crate::reconcile::{CardNews, Command};
 use crate::validate;
@@ -28,6 +29,7 @@ impl Cards for Control {
         &self,
         request: Request<Streaming<FromCard>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
+        let caller = request.extensions().get::<Caller>().cloned();
         let mut incoming = request.into_inner();
         let first = tokio::time::timeout(REGISTER_TIMEOUT, incoming.message()).await;
         let first = first.map_err(|_| {
@@ -41,6 +43,14 @@ impl Cards for Control {
         };
         let register = validate::register(register).map_err(Failure::into_status)?;
         let host = register.spec.name.clone();
+        if !caller.is_some_and(|caller| caller.is_card_of(&host)) {
+            let other = format!("your certificate is not of host `{host}`");
+            return Err(Failure {
+                field: "register.host".into(),
+                ..Failure::denied(other)
+            }
+            .into_status());
+        }
 
         let id = self.sessions.fetch_add(1, Ordering::Relaxed);
         let (to_card, queue) = mpsc::channel(QUEUE);

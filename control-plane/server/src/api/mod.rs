@@ -13,11 +13,12 @@ use std::time::Duration;
 use longship_proto::{Failure, FailureExt};
 use longship_store::Store;
 use tokio::sync::{mpsc, oneshot, watch};
-use tonic::Status;
+use tonic::{Request, Status};
 
 pub(crate) use pods::{bad_record, store_failed};
 pub(crate) use stream::Ending;
 
+use crate::auth::{Scope, Tokens};
 use crate::reconcile::Command;
 use crate::tenancy::Tenancy;
 
@@ -29,8 +30,9 @@ pub(crate) struct Control {
     pub(crate) token_key: Arc<[u8]>,
     pub(crate) sessions: Arc<AtomicU64>,
     /// Whose namespaces are whose.
-    #[allow(dead_code)] // the callers' checks read it; they come next
     pub(crate) tenancy: watch::Receiver<Arc<Tenancy>>,
+    /// Clients' tokens.
+    pub(crate) tokens: Arc<Tokens>,
     /// True once the server stops: streams end then.
     pub(crate) stopping: watch::Receiver<bool>,
     /// How long a watcher may leave an event unread.
@@ -38,6 +40,11 @@ pub(crate) struct Control {
 }
 
 impl Control {
+    /// Whose things a call may be about.
+    pub(crate) fn scope<T>(&self, request: &Request<T>) -> Result<Scope, Status> {
+        Scope::of(request, &self.tenancy)
+    }
+
     /// Has a command done.
     async fn ask<T>(
         &self,

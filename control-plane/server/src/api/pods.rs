@@ -13,7 +13,8 @@ use uuid::Uuid;
 
 use super::Control;
 use super::stream::Ending;
-use crate::pods::key;
+use crate::auth::Scope;
+use crate::pods::{key, namespace_of};
 use crate::reconcile::Command;
 use crate::records::{self, decode_pod};
 use crate::{validate, watch};
@@ -30,9 +31,13 @@ impl Pods for Control {
         &self,
         request: Request<CreatePodRequest>,
     ) -> Result<Response<Pod>, Status> {
+        let scope = self.scope(&request)?;
         let pod = request.into_inner().pod;
         let pod = pod.ok_or_else(|| Failure::invalid("pod", "must be given").into_status())?;
         let pod = Box::new(validate::pod(pod).map_err(Failure::into_status)?);
+        let namespace = &pod.metadata.namespace;
+        let visible = scope.check_namespace("metadata.namespace", namespace);
+        visible.map_err(Failure::into_status)?;
         let uid = Uuid::new_v4();
         let created = self.ask(|answer| Command::Create { pod, uid, answer });
         Ok(Response::new(created.await?))
@@ -50,8 +55,9 @@ impl Pods for Control {
     }
 
     async fn get_pod(&self, request: Request<GetPodRequest>) -> Result<Response<Pod>, Status> {
+        let scope = self.scope(&request)?;
         let GetPodRequest { namespace, name } = request.into_inner();
-        let (namespace, name) = pod_name(namespace, name)?;
+        let (namespace, name) = pod_name(&scope, namespace, name)?;
         let found = self.store.get(records::POD, &key(&namespace, &name)).await;
         let object = found.map_err(store_failed)?.ok_or_else(|| {
             Failure::not_found(format!("no pod {namespace}/{name}")).into_status()
@@ -63,10 +69,16 @@ impl Pods for Control {
         &self,
         request: Request<ListPodsRequest>,
     ) -> Result<Response<ListPodsResponse>, Status> {
-        let prefix = watch::prefix(&request.into_inner().namespace)?;
+        let scope = self.scope(&request)?;
+        let prefix = watch::prefix(&scope, &request.into_inner().namespace)?;
         let listing = self.store.list(records::POD, &prefix).await;
         let listing = listing.map_err(store_failed)?;
-        let pods: Result<Vec<Pod>, _> = listing.objects.iter().map(decode_pod).collect();
+        let pods: Result<Vec<Pod>, _> = listing
+            .objects
+            .iter()
+            .filter(|object| scope.sees(namespace_of(&object.key)))
+            .map(decode_pod)
+            .collect();
         Ok(Response::new(ListPodsResponse {
             pods: pods.map_err(bad_record)?,
             resource_version: listing.version,
@@ -78,7 +90,8 @@ impl Pods for Control {
         &self,
         request: Request<WatchPodsRequest>,
     ) -> Result<Response<Self::WatchPodsStream>, Status> {
-        let stream = watch::open(self, request.into_inner()).await?;
+        let scope = self.scope(&request)?;
+        let stream = watch::open(self, scope, request.into_inner()).await?;
         Ok(Response::new(stream))
     }
 
@@ -86,13 +99,14 @@ impl Pods for Control {
         &self,
         request: Request<DeletePodRequest>,
     ) -> Result<Response<Pod>, Status> {
+        let scope = self.scope(&request)?;
         let DeletePodRequest {
             namespace,
             name,
             grace_seconds,
             ..
         } = request.into_inner();
-        let (namespace, name) = pod_name(namespace, name)?;
+        let (namespace, name) = pod_name(&scope, namespace, name)?;
         if let Some(seconds) = grace_seconds {
             validate::grace_limit("grace_seconds", seconds).map_err(Failure::into_status)?;
         }
@@ -109,8 +123,9 @@ impl Pods for Control {
         &self,
         request: Request<GetPodAccessRequest>,
     ) -> Result<Response<PodAccess>, Status> {
+        let scope = self.scope(&request)?;
         let GetPodAccessRequest { namespace, name } = request.into_inner();
-        let (namespace, name) = pod_name(namespace, name)?;
+        let (namespace, name) = pod_name(&scope, namespace, name)?;
         let access = self.ask(|answer| Command::Access {
             namespace,
             name,
@@ -131,11 +146,14 @@ impl Pods for Control {
     }
 }
 
-/// Namespace and name of one pod, checked.
-fn pod_name(namespace: String, name: String) -> Result<(String, String), Status> {
+/// Namespace and name of one pod, checked; what is another tenant's does not exist.
+fn pod_name(scope: &Scope, namespace: String, name: String) -> Result<(String, String), Status> {
     let namespace = validate::namespace_or_default("namespace", namespace);
     let namespace = namespace.map_err(Failure::into_status)?;
     validate::dns_label("name", &name).map_err(Failure::into_status)?;
+    if !scope.sees(&namespace) {
+        return Err(Failure::not_found(format!("no pod {namespace}/{name}")).into_status());
+    }
     Ok((namespace, name))
 }
 

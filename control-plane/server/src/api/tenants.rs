@@ -1,16 +1,18 @@
-//! Tenants.
+//! Tenants, and their clients' tokens.
 
 use longship_proto::control::v1::tenants_server::Tenants;
 use longship_proto::control::v1::{
     CreateTokenRequest, CreateTokenResponse, DeleteTenantRequest, DeleteTenantResponse,
     GetTenantRequest, ListTenantsRequest, ListTenantsResponse, ListTokensRequest,
     ListTokensResponse, PutTenantRequest, RevokeTokenRequest, RevokeTokenResponse, Tenant,
+    TokenInfo,
 };
-use longship_proto::{Failure, FailureExt};
+use longship_proto::{Failure, FailureExt, now_us};
 use tonic::{Request, Response, Status};
 
 use super::Control;
-use crate::reconcile::{Command, TenantCommand};
+use crate::auth::NewToken;
+use crate::reconcile::{Command, TenantCommand, TokenCommand};
 use crate::validate;
 
 #[tonic::async_trait]
@@ -39,8 +41,11 @@ impl Tenants for Control {
         &self,
         request: Request<GetTenantRequest>,
     ) -> Result<Response<Tenant>, Status> {
+        let scope = self.scope(&request)?;
         let name = request.into_inner().name;
         validate::dns_label("name", &name).map_err(Failure::into_status)?;
+        let own = scope.tenant("name", &name);
+        let name = own.map_err(Failure::into_status)?;
         let found = self.list(Some(name)).await?.pop();
         let found = found.ok_or_else(|| Status::internal("no tenant in the answer"))?;
         Ok(Response::new(found))
@@ -48,9 +53,10 @@ impl Tenants for Control {
 
     async fn list_tenants(
         &self,
-        _: Request<ListTenantsRequest>,
+        request: Request<ListTenantsRequest>,
     ) -> Result<Response<ListTenantsResponse>, Status> {
-        let tenants = self.list(None).await?;
+        let own = self.scope(&request)?.confined().map(str::to_owned);
+        let tenants = self.list(own).await?;
         Ok(Response::new(ListTenantsResponse { tenants }))
     }
 
@@ -67,23 +73,36 @@ impl Tenants for Control {
 
     async fn create_token(
         &self,
-        _: Request<CreateTokenRequest>,
+        request: Request<CreateTokenRequest>,
     ) -> Result<Response<CreateTokenResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+        let info = validate::token(request.into_inner(), now_us());
+        let made = NewToken::random(info.map_err(Failure::into_status)?);
+        let record = made.record;
+        let info = self.ask(|answer| Command::Tokens(TokenCommand::Create { record, answer }));
+        Ok(Response::new(CreateTokenResponse {
+            info: Some(info.await?),
+            token: made.token,
+        }))
     }
 
     async fn list_tokens(
         &self,
-        _: Request<ListTokensRequest>,
+        request: Request<ListTokensRequest>,
     ) -> Result<Response<ListTokensResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+        let tenant = request.into_inner().tenant;
+        let wanted = |info: &TokenInfo| tenant.is_empty() || info.tenant == tenant;
+        let tokens = self.tokens.list(wanted);
+        Ok(Response::new(ListTokensResponse { tokens }))
     }
 
     async fn revoke_token(
         &self,
-        _: Request<RevokeTokenRequest>,
+        request: Request<RevokeTokenRequest>,
     ) -> Result<Response<RevokeTokenResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+        let id = request.into_inner().id;
+        self.ask(|answer| Command::Tokens(TokenCommand::Revoke { id, answer }))
+            .await?;
+        Ok(Response::new(RevokeTokenResponse {}))
     }
 }
 

@@ -6,6 +6,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::tenants::TenantCommand;
+use super::tokens::TokenCommand;
 use crate::inventory::Session;
 use crate::validate::{NewPod, ValidRegister};
 
@@ -38,6 +39,7 @@ pub(crate) enum Command {
         answer: Answer<Access>,
     },
     Tenants(TenantCommand),
+    Tokens(TokenCommand),
     /// Some hosts, by name.
     ListHosts {
         /// Only of this zone.

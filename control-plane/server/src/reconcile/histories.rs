@@ -101,6 +101,7 @@ async fn load(store: &RedbStore) -> State {
         Leases::new(LEASE),
         vec![7; 32],
         tenancy,
+        Arc::default(),
     )
     .await
     .unwrap()

@@ -17,6 +17,7 @@ mod plan;
 mod report;
 mod state;
 mod tenants;
+mod tokens;
 
 use std::sync::Arc;
 
@@ -30,6 +31,7 @@ pub(crate) use placement::flavor;
 use state::Now;
 pub(crate) use state::State;
 pub(crate) use tenants::TenantCommand;
+pub(crate) use tokens::TokenCommand;
 
 /// Commands that may wait.
 pub(crate) const QUEUE: usize = 1024;
@@ -90,6 +92,7 @@ impl State {
                 answer,
             } => self.access(&namespace, &name, answer),
             Command::Tenants(command) => self.decide_tenants(command),
+            Command::Tokens(command) => self.decide_tokens(now, command),
             Command::ListHosts {
                 zone,
                 after,

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::plan::{Plan, Step};
+use crate::auth::Tokens;
 use crate::inventory::Inventory;
 use crate::ipam::Ipam;
 use crate::lease::Leases;
@@ -45,6 +46,7 @@ pub(crate) struct State {
     pub(super) inventory: Inventory,
     pub(super) leases: Leases,
     pub(super) token_key: Vec<u8>,
+    pub(super) tokens: Arc<Tokens>,
     pub(super) tenancy: Arc<Tenancy>,
     /// What of it is durable, for the API.
     pub(super) published: watch::Sender<Arc<Tenancy>>,
@@ -61,6 +63,7 @@ impl State {
         leases: Leases,
         token_key: Vec<u8>,
         tenancy: Tenancy,
+        tokens: Arc<Tokens>,
     ) -> Result<Self, StartError> {
         let tenancy = Arc::new(tenancy);
         let mut state = Self {
@@ -70,6 +73,7 @@ impl State {
             inventory: Inventory::default(),
             leases,
             token_key,
+            tokens,
             published: watch::Sender::new(Arc::clone(&tenancy)),
             tenancy,
             room: true,

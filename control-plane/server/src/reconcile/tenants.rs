@@ -12,6 +12,7 @@ use super::command::Answer;
 use super::plan::{Step, refuse};
 use super::state::State;
 use crate::phase::is_over;
+use crate::pods::PodRecord;
 use crate::records;
 use crate::tenancy::{self, Tenancy, Tenant};
 
@@ -139,10 +140,11 @@ impl State {
         if name == tenancy::DEFAULT {
             return Err(Failure::conflict("the tenant `default` exists always"));
         }
-        let mut pods = self.pods.iter();
-        if pods.any(|record| tenant_of_pod(&record.meta) == name) {
+        let of = |record: &PodRecord| tenant_of_pod(&record.meta) == name;
+        if self.pods.iter().any(of) {
             return Err(Failure::conflict(format!("tenant `{name}` still has pods")));
         }
+        self.revoke_tokens_of(name);
         Arc::make_mut(&mut self.tenancy).remove(name);
         self.plan.steps.push(Step {
             transaction: Transaction::new().delete(records::TENANT, name, Expect::Any),

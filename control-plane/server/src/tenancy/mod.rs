@@ -18,7 +18,6 @@ pub(crate) const DEFAULT: &str = "default";
 /// What becomes of a namespace that no tenant claims.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unclaimed {
-    #[allow(dead_code)] // for servers that ask who calls; they come next
     /// It is nobody's: nothing can be created in it.
     Nobodys,
     /// It is the tenant `default`'s, so that a server for one needs no tenants.

@@ -10,6 +10,7 @@ mod pod;
 mod register;
 mod selector;
 mod tenant;
+mod token;
 
 pub(crate) use names::{dns_label, namespace_or_default};
 pub(crate) use pod::{NewPod, grace_limit, pod};
@@ -17,3 +18,4 @@ pub(crate) use register::{ValidRegister, register};
 #[allow(unused_imports, reason = "lists and watches come with it next")]
 pub(crate) use selector::selector;
 pub(crate) use tenant::tenant;
+pub(crate) use token::token;

@@ -4,6 +4,7 @@
 
 mod access;
 mod bad_specs;
+mod callers;
 mod card;
 mod hosts;
 mod life;
