@@ -13,6 +13,7 @@ packages=(
     busybox-static kmod zstd                                     # the testbed, with QEMU
     e2fsprogs erofs-utils iproute2                               # disks, networks
     docker-registry skopeo umoci                                 # images for tests
+    etcd-server                                                  # the store of several replicas
 )
 
 say() { echo "setup: $*" >&2; }
@@ -107,10 +108,12 @@ if [ ${#missing[@]} != 0 ]; then
     say "installing ${missing[*]}"
     install "${missing[@]}" || install "${backports[@]}" "${missing[@]}" ||
         die "apt could not install what is missing: ${missing[*]}"
-    # Tests start registries of their own; the packaged service is nobody's wish.
-    if [[ " ${missing[*]} " = *" docker-registry "* ]] && command -v systemctl >/dev/null; then
-        "${as_root[@]}" systemctl -q disable docker-registry || true
-    fi
+    # Tests start registries and etcds of their own; the packaged services are nobody's wish.
+    for service in docker-registry etcd; do
+        if [[ " ${missing[*]} " = *" $service"[\ -]* ]] && command -v systemctl >/dev/null; then
+            "${as_root[@]}" systemctl -q disable "$service" || true
+        fi
+    done
 fi
 
 if [ $qemu != present ]; then

@@ -50,6 +50,27 @@ pub enum StoreError {
         /// Size in bytes of what was too large.
         bytes: usize,
     },
+    /// The transaction would not fit.
+    #[error("a transaction of {ops} operations and {bytes} bytes is too large")]
+    TransactionTooLarge {
+        /// How many objects it names.
+        ops: usize,
+        /// Size in bytes of what it writes.
+        bytes: usize,
+    },
+    /// A kind has a slash in it, or none has been given.
+    #[error("`{0}` is no kind of objects")]
+    Kind(String),
+    /// Another process leads, or none: this one must not write.
+    #[error("not written: this replica does not lead{}", instead(leader.as_deref()))]
+    NotLeading {
+        /// The leader's address, where one is known.
+        leader: Option<String>,
+    },
+    /// The leadership was lost while a write was on its way, and nobody can say
+    /// whether it has been applied.
+    #[error("this replica lost its leadership while it wrote; it may have been written")]
+    Uncertain,
     /// The transaction has no operation, or two for one object.
     #[error("a transaction must name each object once, and at least one")]
     Empty,
@@ -72,6 +93,10 @@ pub enum StoreError {
     Backend(Arc<str>),
 }
 
+fn instead(leader: Option<&str>) -> String {
+    leader.map_or_else(String::new, |leader| format!("; {leader} does"))
+}
+
 impl StoreError {
     pub(crate) fn backend(error: impl std::fmt::Display) -> Self {
         Self::Backend(error.to_string().into())
@@ -86,11 +111,17 @@ impl From<StoreError> for Failure {
             StoreError::TooOld { .. } | StoreError::FromTheFuture { .. } => {
                 Failure::invalid("resource_version", message)
             }
-            StoreError::TooLarge { .. } => Failure::invalid("", message),
-            StoreError::Closed | StoreError::Locked(_) | StoreError::Backend(_) => {
-                Failure::unavailable(message)
+            StoreError::TooLarge { .. } | StoreError::TransactionTooLarge { .. } => {
+                Failure::invalid("", message)
             }
-            StoreError::Empty | StoreError::Format { .. } => Failure::internal(message),
+            StoreError::Closed
+            | StoreError::Locked(_)
+            | StoreError::Backend(_)
+            | StoreError::NotLeading { .. }
+            | StoreError::Uncertain => Failure::unavailable(message),
+            StoreError::Empty | StoreError::Kind(_) | StoreError::Format { .. } => {
+                Failure::internal(message)
+            }
         }
     }
 }

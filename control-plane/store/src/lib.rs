@@ -1,12 +1,15 @@
 //! Objects with resource versions and a watch, kept through a restart.
 //!
 //! An [`Object`] is bytes under a kind and a key. Every [`Transaction`] that
-//! changes something gets the next version of the store, and every object that it
+//! changes something gets a later version of the store, and every object that it
 //! wrote carries that version: so a writer can insist on the version it has seen
 //! ([`Expect::Version`]), and a reader can go on from the version it knows
-//! ([`Store::watch`]). What has been acknowledged is on disk.
+//! ([`Store::watch`]). Transactions that are given together and have no object in
+//! common may share a version. What has been acknowledged is on disk: in the embedded
+//! store ([`RedbStore`]) on this machine's, in etcd ([`EtcdStore`]) on a majority's.
 
 mod error;
+mod etcd;
 mod object;
 mod redb_store;
 mod watch;
@@ -15,6 +18,7 @@ mod writer;
 use async_trait::async_trait;
 
 pub use error::StoreError;
+pub use etcd::{EtcdOptions, EtcdStore, Leadership};
 pub use object::{
     Change, Event, Expect, Listing, MAX_KEY_BYTES, MAX_PAGE, MAX_VALUE_BYTES, Object, Op, Page,
     Transaction,
@@ -53,8 +57,9 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<Page, StoreError>;
 
     /// Applies transactions one after the other, each wholly or not at all, and
-    /// makes them durable together. Answers one result a transaction, in order: the
-    /// version it got.
+    /// makes them durable. Answers one result a transaction, in order: the version it
+    /// got (the newest before it, where it changed nothing). Where one fails for
+    /// another reason than its own, none after it is applied.
     ///
     /// # Errors
     /// [`StoreError::Conflict`] for one whose expectation does not hold (the others

@@ -12,7 +12,7 @@ pub const MAX_PAGE: usize = 10_000;
 /// Bytes under a kind and a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Object {
-    /// What it is, e.g. `pod`.
+    /// What it is, e.g. `pod`. Has no slash.
     pub kind: String,
     /// Unique among its kind.
     pub key: String,
@@ -63,6 +63,28 @@ impl Op {
         match self {
             Self::Put { kind, key, .. } | Self::Delete { kind, key, .. } => (kind, key),
         }
+    }
+
+    /// Why the expectation does not hold, where an object was found in that version
+    /// (0: none was).
+    pub(crate) fn conflict(&self, found: u64) -> Option<StoreError> {
+        let holds = match self.expect() {
+            Expect::Any => true,
+            Expect::Absent => found == 0,
+            Expect::Version(wanted) => wanted != 0 && found == wanted,
+        };
+        if holds {
+            return None;
+        }
+        let (kind, key) = self.place();
+        Some(StoreError::Conflict {
+            kind: kind.to_owned(),
+            key: key.to_owned(),
+            found: match found {
+                0 => "it does not exist".to_owned(),
+                version => format!("it exists in version {version}"),
+            },
+        })
     }
 
     pub(crate) fn expect(&self) -> Expect {
@@ -117,6 +139,9 @@ impl Transaction {
         }
         for op in &self.ops {
             let (kind, key) = op.place();
+            if kind.is_empty() || kind.contains('/') {
+                return Err(StoreError::Kind(kind.chars().take(64).collect()));
+            }
             let too_large = |bytes| StoreError::TooLarge {
                 kind: kind.chars().take(64).collect(),
                 key: key.chars().take(64).collect(),

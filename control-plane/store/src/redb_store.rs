@@ -16,13 +16,13 @@ use crate::watch::{Committed, Watch};
 use crate::writer::{self, FORMAT, Job, META, OBJECTS, meta};
 
 /// Transactions that a watcher may lag behind, at most, before it has to read the log.
-const LIVE: usize = 256;
+pub(crate) const LIVE: usize = 256;
 /// Jobs that may wait for the writer before callers have to.
 const QUEUE: usize = 1024;
 /// Memory for cached pages, in bytes.
 const CACHE: usize = 64 << 20;
 
-/// How much history the embedded store keeps for watchers.
+/// How much history a store keeps for watchers.
 #[derive(Debug, Clone, Copy)]
 pub struct RedbOptions {
     /// Transactions, at most.

@@ -7,6 +7,7 @@ use redb::{Database, ReadableDatabase};
 use tokio::sync::broadcast::{self, error::RecvError};
 
 use crate::error::StoreError;
+use crate::etcd::History;
 use crate::object::{Event, Object};
 use crate::writer::{LOG, META, decode_change, meta, number};
 
@@ -18,8 +19,20 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// What one transaction changed.
 #[derive(Debug)]
 pub(crate) struct Committed {
+    /// Of the transaction before this one.
+    pub(crate) previous: u64,
     pub(crate) version: u64,
     pub(crate) events: Vec<Event>,
+}
+
+/// Where what has happened is read. Weak, so that a watch that nobody reads does not
+/// keep the store open.
+#[derive(Debug)]
+pub(crate) enum Past {
+    /// In the embedded store's file.
+    File(Weak<Database>),
+    /// In memory.
+    Memory(Weak<History>),
 }
 
 /// The changes of some objects, in order, none left out. It holds a bounded number
@@ -27,8 +40,7 @@ pub(crate) struct Committed {
 /// and where the log has gone on without it, it ends with [`StoreError::TooOld`].
 #[derive(Debug)]
 pub struct Watch {
-    // Weak, so that a watch that nobody reads does not keep the file open.
-    db: Weak<Database>,
+    past: Past,
     live: broadcast::Receiver<Arc<Committed>>,
     kind: String,
     prefix: String,
@@ -63,15 +75,28 @@ impl Watch {
                 newest,
             });
         }
-        Ok(Self {
-            db: Arc::downgrade(db),
+        let past = Past::File(Arc::downgrade(db));
+        Ok(Self::new(past, live, kind, prefix, after, after < newest))
+    }
+
+    /// A watch from a version that the past has.
+    pub(crate) fn new(
+        past: Past,
+        live: broadcast::Receiver<Arc<Committed>>,
+        kind: &str,
+        prefix: &str,
+        after: u64,
+        behind: bool,
+    ) -> Self {
+        Self {
+            past,
             live,
             kind: kind.to_owned(),
             prefix: prefix.to_owned(),
             after,
-            behind: after < newest,
+            behind,
             ready: VecDeque::new(),
-        })
+        }
     }
 
     /// The next transaction's changes of the watched objects, at least one. May be
@@ -86,17 +111,25 @@ impl Watch {
                 return Ok(events);
             }
             if self.behind {
-                self.read_log()?;
+                match &self.past {
+                    Past::File(db) => {
+                        let db = db.upgrade().ok_or(StoreError::Closed)?;
+                        self.read_log(&db)?;
+                    }
+                    Past::Memory(history) => {
+                        let history = history.upgrade().ok_or(StoreError::Closed)?;
+                        self.read_history(&history)?;
+                    }
+                }
                 // Many watches may catch up at once; others get their turn.
                 tokio::task::yield_now().await;
                 continue;
             }
             match self.live.recv().await {
                 Ok(committed) if committed.version <= self.after => {}
-                Ok(committed) if committed.version == self.after + 1 => {
+                Ok(committed) if committed.previous <= self.after => {
                     self.after = committed.version;
-                    let wanted = committed.events.iter().filter(|event| self.wants(event));
-                    let wanted: Vec<Event> = wanted.cloned().collect();
+                    let wanted = wanted(&self.kind, &self.prefix, &committed);
                     if !wanted.is_empty() {
                         return Ok(wanted);
                     }
@@ -107,12 +140,25 @@ impl Watch {
         }
     }
 
-    fn wants(&self, event: &Event) -> bool {
-        event.object.kind == self.kind && event.object.key.starts_with(&self.prefix)
+    fn read_history(&mut self, history: &History) -> Result<(), StoreError> {
+        let (mut looked_at, mut kept) = (0, 0);
+        let (kind, prefix) = (&self.kind, &self.prefix);
+        let (after, ready) = (&mut self.after, &mut self.ready);
+        self.behind = history.read(*after, |committed| {
+            if looked_at >= CHUNK_EVENTS || kept >= CHUNK_BYTES {
+                return false;
+            }
+            looked_at += committed.events.len();
+            let wanted = wanted(kind, prefix, committed);
+            kept += wanted.iter().map(|e| e.object.value.len()).sum::<usize>();
+            ready.extend(some(wanted));
+            *after = committed.version;
+            true
+        })?;
+        Ok(())
     }
 
-    fn read_log(&mut self) -> Result<(), StoreError> {
-        let db = self.db.upgrade().ok_or(StoreError::Closed)?;
+    fn read_log(&mut self, db: &Database) -> Result<(), StoreError> {
         let read = db.begin_read().map_err(StoreError::backend)?;
         let table = read.open_table(META).map_err(StoreError::backend)?;
         let newest = number(&table, meta::VERSION)?;
@@ -161,6 +207,14 @@ impl Watch {
         self.behind = false;
         Ok(())
     }
+}
+
+/// What of a transaction is watched.
+fn wanted(kind: &str, prefix: &str, committed: &Committed) -> Vec<Event> {
+    let events = committed.events.iter();
+    let wanted =
+        events.filter(|event| event.object.kind == kind && event.object.key.starts_with(prefix));
+    wanted.cloned().collect()
 }
 
 fn some(events: Vec<Event>) -> Option<Vec<Event>> {

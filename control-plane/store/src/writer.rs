@@ -132,9 +132,14 @@ fn apply(
             }
             let events = change(&mut objects, transaction, version + 1)?;
             if !events.is_empty() {
+                let previous = version;
                 version += 1;
                 log_bytes = log_bytes.saturating_add(append(&mut log, version, &events)?);
-                committed.push(Committed { version, events });
+                committed.push(Committed {
+                    previous,
+                    version,
+                    events,
+                });
             }
             results.push(Ok(version));
         }
@@ -161,27 +166,17 @@ fn conflict(
     objects: &Table<'_, Place, Versioned>,
     transaction: &Transaction,
 ) -> Result<Option<StoreError>, StoreError> {
-    for op in &transaction.ops {
-        let found = objects.get(op.place()).map_err(StoreError::backend)?;
-        let found = found.map(|found| found.value().0);
-        let holds = match op.expect() {
-            Expect::Any => true,
-            Expect::Absent => found.is_none(),
-            Expect::Version(wanted) => found == Some(wanted),
-        };
-        if !holds {
-            let (kind, key) = op.place();
-            return Ok(Some(StoreError::Conflict {
-                kind: kind.to_owned(),
-                key: key.to_owned(),
-                found: found.map_or_else(
-                    || "it does not exist".to_owned(),
-                    |version| format!("it exists in version {version}"),
-                ),
-            }));
+    let mut insisting = transaction
+        .ops
+        .iter()
+        .filter(|op| op.expect() != Expect::Any);
+    insisting.try_fold(None, |conflict: Option<StoreError>, op| {
+        if conflict.is_some() {
+            return Ok(conflict);
         }
-    }
-    Ok(None)
+        let found = objects.get(op.place()).map_err(StoreError::backend)?;
+        Ok(op.conflict(found.map_or(0, |found| found.value().0)))
+    })
 }
 
 fn change(
