@@ -42,6 +42,25 @@ impl Default for FleetShape {
     }
 }
 
+impl FleetShape {
+    /// So many cards, with room for so many small pods together, and half as many more.
+    #[must_use]
+    pub fn with_room(cards: usize, pods: u32) -> Self {
+        let each = u64::from(pods) * 3 / 2 / u64::try_from(cards.max(1)).unwrap_or(u64::MAX) + 8;
+        let each = u32::try_from(each).unwrap_or(u32::MAX);
+        Self {
+            cards,
+            capacity: HostCapacity {
+                cpu_millis: each.saturating_mul(250),
+                memory_bytes: u64::from(each) << 30,
+                pods: each,
+                ..HostCapacity::default()
+            },
+            ..Self::default()
+        }
+    }
+}
+
 /// What has happened at all cards so far.
 #[derive(Debug, Default)]
 pub struct Counts {

@@ -1,15 +1,22 @@
 //! What the control plane does under load, measured from outside.
 
+mod cards;
 mod follow;
+mod load;
+mod local;
 mod place;
 mod pods;
+mod watch;
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use longship_report::document::{Document, check_writable};
 
+use cards::Cards;
+use local::Local;
 use pods::Pods;
+use watch::Watch;
 
 /// Measures a control plane that it starts itself.
 #[derive(Debug, Args)]
@@ -30,6 +37,9 @@ pub struct Bench {
 #[derive(Debug, Subcommand)]
 enum Benchmark {
     Pods(Pods),
+    Watch(Watch),
+    Cards(Cards),
+    Local(Local),
 }
 
 impl Bench {
@@ -43,6 +53,9 @@ impl Bench {
         }
         let (name, findings) = match &self.benchmark {
             Benchmark::Pods(pods) => ("control-pods", pods.run().await?),
+            Benchmark::Watch(watch) => ("control-watch", watch.run().await?),
+            Benchmark::Cards(cards) => ("control-cards", cards.run().await?),
+            Benchmark::Local(local) => ("control-local", local.run().await?),
         };
         let document = Document::new("longship-sim", name, self.label.clone(), findings);
         document.publish(self.json.as_ref(), self.html.as_ref())?;

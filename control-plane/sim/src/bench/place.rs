@@ -96,3 +96,8 @@ impl Place {
         Usage::of(pid).with_context(ended)
     }
 }
+
+/// Bytes as MB of 10^6 bytes.
+pub(crate) fn mb(bytes: u64) -> f64 {
+    longship_report::summary::number(bytes) / 1e6
+}

@@ -5,21 +5,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use clap::Args;
-use longship_proto::control::v1::Pod;
-use longship_proto::now_us;
 use longship_report::document::{Figure, Findings, Table};
 use longship_report::show::show;
 use longship_report::summary::{Summary, number, signed};
-use tokio::task::JoinSet;
 
 use super::follow::{Follower, Seen};
-use super::place::{Place, PlaceOptions};
-use crate::client::{Client, small_pod};
+use super::load;
+use super::place::{Place, PlaceOptions, mb};
+use crate::client::Client;
 use crate::fleet::FleetShape;
 use crate::usage::Usage;
 
-/// Namespace of all pods.
-const NAMESPACE: &str = "default";
 /// Nothing here takes longer.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -127,7 +123,9 @@ impl Pods {
     ) -> anyhow::Result<()> {
         let before = (place.usage()?, Usage::own()?);
         let begun = Instant::now();
-        let creating = self.create(clients, count);
+        let names = (0..count).map(|number| format!("pod-{number:06}"));
+        let batch = usize::from(self.batch);
+        let creating = load::create(clients, names.collect(), batch);
         let waiting = async {
             let running = tokio::time::timeout(PATIENCE, follower.running(count)).await;
             running.context("the pods do not all run in time")?
@@ -147,7 +145,7 @@ impl Pods {
 
         let begun = Instant::now();
         let names: Vec<String> = running.into_keys().collect();
-        let deleting = delete(clients, names);
+        let deleting = load::delete(clients, names);
         let waiting = async {
             let gone = tokio::time::timeout(PATIENCE, follower.gone(count)).await;
             gone.context("the pods do not all go in time")?
@@ -156,83 +154,6 @@ impl Pods {
         samples.delete_seconds.push(begun.elapsed().as_secs_f64());
         Ok(())
     }
-
-    async fn create(&self, clients: &[Client], count: usize) -> anyhow::Result<Created> {
-        let begun = Instant::now();
-        let mut tasks = JoinSet::new();
-        let batch = usize::from(self.batch);
-        for (turn, client) in clients.iter().enumerate() {
-            let client = client.clone();
-            let names = (turn..count).step_by(clients.len());
-            let names: Vec<String> = names.map(|number| format!("pod-{number:06}")).collect();
-            tasks.spawn(async move {
-                let mut calls = HashMap::with_capacity(names.len());
-                for part in names.chunks(batch) {
-                    let pods: Vec<Pod> = part
-                        .iter()
-                        .map(|name| small_pod(NAMESPACE, name.clone()))
-                        .collect();
-                    let asked = now_us();
-                    create(&client, pods, batch).await?;
-                    let answered = now_us();
-                    calls.extend(part.iter().map(|name| (name.clone(), (asked, answered))));
-                }
-                anyhow::Ok(calls)
-            });
-        }
-        let mut calls = HashMap::with_capacity(count);
-        while let Some(done) = tasks.join_next().await {
-            calls.extend(done??);
-        }
-        Ok(Created {
-            calls,
-            took: begun.elapsed(),
-        })
-    }
-}
-
-/// When each create was asked for and answered, and how long all took.
-struct Created {
-    calls: HashMap<String, (i64, i64)>,
-    took: Duration,
-}
-
-async fn create(client: &Client, mut pods: Vec<Pod>, batch: usize) -> anyhow::Result<()> {
-    if batch > 1 {
-        for result in client.create_many(pods).await? {
-            result?;
-        }
-    } else if let Some(pod) = pods.pop() {
-        client.create(pod, "").await?;
-    }
-    Ok(())
-}
-
-async fn delete(clients: &[Client], names: Vec<String>) -> anyhow::Result<()> {
-    let mut tasks = JoinSet::new();
-    for (turn, client) in clients.iter().enumerate() {
-        let client = client.clone();
-        let names: Vec<String> = names
-            .iter()
-            .skip(turn)
-            .step_by(clients.len())
-            .cloned()
-            .collect();
-        tasks.spawn(async move {
-            for name in names {
-                client.delete(NAMESPACE, &name).await?;
-            }
-            anyhow::Ok(())
-        });
-    }
-    while let Some(done) = tasks.join_next().await {
-        done??;
-    }
-    Ok(())
-}
-
-fn mb(bytes: u64) -> f64 {
-    number(bytes) / 1e6
 }
 
 impl Samples {
