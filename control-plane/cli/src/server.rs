@@ -70,14 +70,26 @@ impl Server {
         bounded(self.pods.get_pod(GetPodRequest { namespace, name })).await
     }
 
-    /// All pods of a namespace; empty: of all.
-    pub(crate) async fn list(&mut self, namespace: &str) -> Result<Vec<Pod>, CliError> {
-        let namespace = namespace.to_owned();
-        let request = ListPodsRequest {
-            namespace,
+    /// All pods of a namespace (empty: of all) that the selector means, page by page.
+    pub(crate) async fn list(
+        &mut self,
+        namespace: &str,
+        label_selector: &str,
+    ) -> Result<Vec<Pod>, CliError> {
+        let mut request = ListPodsRequest {
+            namespace: namespace.to_owned(),
+            label_selector: label_selector.to_owned(),
             ..ListPodsRequest::default()
         };
-        Ok(bounded(self.pods.list_pods(request)).await?.pods)
+        let mut pods = Vec::new();
+        loop {
+            let mut page = bounded(self.pods.list_pods(request.clone())).await?;
+            pods.append(&mut page.pods);
+            if page.next_page_token.is_empty() {
+                return Ok(pods);
+            }
+            request.page_token = page.next_page_token;
+        }
     }
 
     pub(crate) async fn watch(
@@ -121,12 +133,18 @@ impl Server {
         .await
     }
 
+    /// All hosts, page by page.
     pub(crate) async fn hosts(&mut self) -> Result<Vec<Host>, CliError> {
-        Ok(
-            bounded(self.inventory.list_hosts(ListHostsRequest::default()))
-                .await?
-                .hosts,
-        )
+        let mut request = ListHostsRequest::default();
+        let mut hosts = Vec::new();
+        loop {
+            let mut page = bounded(self.inventory.list_hosts(request.clone())).await?;
+            hosts.append(&mut page.hosts);
+            if page.next_page_token.is_empty() {
+                return Ok(hosts);
+            }
+            request.page_token = page.next_page_token;
+        }
     }
 
     pub(crate) async fn flavors(&mut self) -> Result<Vec<Flavor>, CliError> {

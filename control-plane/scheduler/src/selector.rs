@@ -50,17 +50,26 @@ impl Selector {
     /// Whether a pod with these labels is meant.
     #[must_use]
     pub fn matches(&self, labels: &Labels) -> bool {
+        self.matches_with(|key| labels.get(key).map(String::as_str))
+    }
+
+    /// As [`Selector::matches`], for labels that are kept in another way: `label` gives
+    /// the value of a key.
+    #[must_use]
+    pub fn matches_with<'a>(&self, label: impl Fn(&str) -> Option<&'a str>) -> bool {
         self.labels
             .iter()
-            .all(|(key, value)| labels.get(key) == Some(value))
-            && self.expressions.iter().all(|one| one.matches(labels))
+            .all(|(key, value)| label(key) == Some(value))
+            && self
+                .expressions
+                .iter()
+                .all(|one| one.operator.holds(label(&one.key)))
     }
 }
 
-impl Expression {
-    fn matches(&self, labels: &Labels) -> bool {
-        let value = labels.get(&self.key);
-        match &self.operator {
+impl Operator {
+    fn holds(&self, value: Option<&str>) -> bool {
+        match self {
             Operator::In(values) => value.is_some_and(|value| values.contains(value)),
             Operator::NotIn(values) => value.is_none_or(|value| !values.contains(value)),
             Operator::Exists => value.is_some(),

@@ -10,6 +10,7 @@ mod auth;
 mod inventory;
 mod ipam;
 mod lease;
+mod page;
 mod phase;
 mod pods;
 mod reconcile;

@@ -1,5 +1,7 @@
 //! How the control plane's objects lie in the store: one kind each, protobuf inside.
 
+use std::collections::HashMap;
+
 use longship_proto::control::v1::Pod;
 use longship_scheduler::{Capacity, HostSpec};
 use longship_store::Object;
@@ -74,6 +76,35 @@ pub(crate) struct VpcRecord {
     /// N of 10.N.0.0/16.
     #[prost(uint32, tag = "1")]
     pub subnet: u32,
+}
+
+/// What a pod's value has beside the pod, where its labels were changed: what they
+/// were before, so that a watch by labels can tell who leaves it. The next change of
+/// the pod drops it.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct FormerLabels {
+    /// There are some, or none.
+    #[prost(message, optional, tag = "100")]
+    pub former: Option<LabelSet>,
+}
+
+/// A pod's labels.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct LabelSet {
+    /// By key.
+    #[prost(map = "string, string", tag = "1")]
+    pub labels: HashMap<String, String>,
+}
+
+/// A pod's labels before this version of it, where this changed them.
+///
+/// # Errors
+/// [`RecordError`] where the value is no pod.
+pub(crate) fn former_labels(
+    object: &Object,
+) -> Result<Option<HashMap<String, String>>, RecordError> {
+    let former: FormerLabels = decode(object)?;
+    Ok(former.former.map(|former| former.labels))
 }
 
 /// A record that cannot be used: the store was damaged, or is another program's.

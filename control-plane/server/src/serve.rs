@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use longship_proto::FILE_DESCRIPTOR_SET;
+use longship_proto::control::v1::capacity_server::CapacityServer;
 use longship_proto::control::v1::cards_server::CardsServer;
 use longship_proto::control::v1::inventory_server::InventoryServer;
 use longship_proto::control::v1::pods_server::PodsServer;
@@ -19,12 +20,13 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tonic::transport::server::TcpIncoming;
 
-use crate::api::Control;
+use crate::api::{Control, PodsService};
 use crate::auth::{AuthLayer, Tokens};
 use crate::lease::Leases;
 use crate::reconcile::{self, State};
 use crate::records::{self, RecordError};
 use crate::tenancy::{Tenancy, Unclaimed};
+use crate::watch::Feed;
 
 /// The largest message that the server takes, in bytes.
 const MAX_MESSAGE: usize = 4 << 20;
@@ -55,6 +57,8 @@ pub struct Config {
     pub history: RedbOptions,
     /// How long a watcher may leave an event unread before its watch ends.
     pub watcher_patience: Duration,
+    /// How often a watcher that asks for it is told that nothing changes.
+    pub bookmark_interval: Duration,
 }
 
 impl Config {
@@ -69,6 +73,7 @@ impl Config {
             policy: Policy::default(),
             history: RedbOptions::default(),
             watcher_patience: Duration::from_secs(60),
+            bookmark_interval: Duration::from_secs(10),
         }
     }
 }
@@ -136,7 +141,9 @@ pub struct Server {
     token_key: Vec<u8>,
     tokens: Arc<Tokens>,
     open: bool,
+    feed: Arc<Feed>,
     watcher_patience: Duration,
+    bookmark_interval: Duration,
 }
 
 impl Server {
@@ -172,14 +179,18 @@ impl Server {
             Arc::clone(&tokens),
         )
         .await?;
+        let history = (config.history.log_transactions, config.history.log_bytes);
+        let feed = Feed::start(Arc::clone(&store), history).await?;
         Ok(Self {
             listener,
             store,
+            feed,
             state,
             token_key,
             tokens,
             open: config.open,
             watcher_patience: config.watcher_patience,
+            bookmark_interval: config.bookmark_interval,
         })
     }
 
@@ -210,17 +221,21 @@ impl Server {
             tenancy: self.state.tenancy(),
             tokens: Arc::clone(&self.tokens),
             stopping: stopped.clone(),
+            feed: self.feed,
             watcher_patience: self.watcher_patience,
+            bookmark_interval: self.bookmark_interval,
         };
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<PodsServer<Control>>().await;
         health.set_serving::<InventoryServer<Control>>().await;
         health.set_serving::<TenantsServer<Control>>().await;
+        health.set_serving::<CapacityServer<Control>>().await;
         health.set_serving::<CardsServer<Control>>().await;
-        let pods = PodsServer::new(control.clone()).max_decoding_message_size(MAX_MESSAGE);
+        let pods = PodsService::new(control.clone(), MAX_MESSAGE);
         let inventory =
             InventoryServer::new(control.clone()).max_decoding_message_size(MAX_MESSAGE);
         let tenants = TenantsServer::new(control.clone()).max_decoding_message_size(MAX_MESSAGE);
+        let capacity = CapacityServer::new(control.clone()).max_decoding_message_size(MAX_MESSAGE);
         let cards = CardsServer::new(control)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_ASSIGNMENTS);
@@ -237,6 +252,7 @@ impl Server {
             .add_service(pods)
             .add_service(inventory)
             .add_service(tenants)
+            .add_service(capacity)
             .add_service(cards)
             .serve_with_incoming_shutdown(
                 TcpIncoming::from(self.listener).with_nodelay(Some(true)),

@@ -18,6 +18,9 @@ pub(crate) struct Get {
     /// Pods of all namespaces.
     #[arg(long, short = 'A')]
     all_namespaces: bool,
+    /// Pods with these labels, e.g. `app=web,tier in (a,b),!canary`.
+    #[arg(long, short = 'l', default_value = "", hide_default_value = true)]
+    selector: String,
     /// Operators' socket of the card, for `held` and `templates`.
     #[arg(
         long,
@@ -82,8 +85,8 @@ impl Get {
     async fn pods(&self, mut server: Server, namespace: &str) -> Result<Found, CliError> {
         let pods = match &self.name {
             Some(name) => vec![server.get(namespace, name).await?],
-            None if self.all_namespaces => server.list("").await?,
-            None => server.list(namespace).await?,
+            None if self.all_namespaces => server.list("", &self.selector).await?,
+            None => server.list(namespace, &self.selector).await?,
         };
         let wide = self.output == Some(Format::Wide);
         Ok(Found {

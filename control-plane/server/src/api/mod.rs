@@ -1,8 +1,11 @@
 //! The gRPC services: each checks what came, hands it on, and answers.
 
+mod capacity;
 mod cards;
 mod inventory;
+mod list;
 mod pods;
+mod shared_events;
 mod stream;
 mod tenants;
 
@@ -15,12 +18,13 @@ use longship_store::Store;
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::{Request, Status};
 
-pub(crate) use pods::{bad_record, store_failed};
+pub(crate) use shared_events::PodsService;
 pub(crate) use stream::Ending;
 
 use crate::auth::{Scope, Tokens};
 use crate::reconcile::Command;
 use crate::tenancy::Tenancy;
+use crate::watch::Feed;
 
 /// What all services share.
 #[derive(Clone)]
@@ -35,8 +39,12 @@ pub(crate) struct Control {
     pub(crate) tokens: Arc<Tokens>,
     /// True once the server stops: streams end then.
     pub(crate) stopping: watch::Receiver<bool>,
+    /// Changes of pods, for watchers.
+    pub(crate) feed: Arc<Feed>,
     /// How long a watcher may leave an event unread.
     pub(crate) watcher_patience: Duration,
+    /// How often a watcher that asks for it is told that nothing changes.
+    pub(crate) bookmark_interval: Duration,
 }
 
 impl Control {

@@ -1,22 +1,26 @@
 //! What clients call.
 
+use std::pin::Pin;
+
 use longship_proto::control::v1::pods_server::Pods;
 use longship_proto::control::v1::{
     AccessToken, CreatePodRequest, CreatePodsRequest, CreatePodsResponse, DeletePodRequest,
     GetPodAccessRequest, GetPodRequest, ListPodsRequest, ListPodsResponse, PatchPodRequest, Pod,
-    PodAccess, PodEvent, WatchPodsRequest,
+    PodAccess, PodEvent, PodResult, WatchPodsRequest, pod_result,
 };
 use longship_proto::{Failure, FailureExt, token};
 use longship_store::StoreError;
+use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::Control;
 use super::stream::Ending;
+use super::{Control, list};
 use crate::auth::Scope;
-use crate::pods::{key, namespace_of};
-use crate::reconcile::Command;
+use crate::pods::key;
+use crate::reconcile::{Command, GangOrder};
 use crate::records::{self, decode_pod};
+use crate::watch::{EncodedEvent, PodSet};
 use crate::{validate, watch};
 use longship_proto::now_us;
 
@@ -25,7 +29,7 @@ pub(crate) const TOKEN_TTL_US: i64 = 5 * 60 * 1_000_000;
 
 #[tonic::async_trait]
 impl Pods for Control {
-    type WatchPodsStream = Ending<PodEvent>;
+    type WatchPodsStream = Pin<Box<dyn Stream<Item = Result<PodEvent, Status>> + Send>>;
 
     async fn create_pod(
         &self,
@@ -45,9 +49,29 @@ impl Pods for Control {
 
     async fn create_pods(
         &self,
-        _: Request<CreatePodsRequest>,
+        request: Request<CreatePodsRequest>,
     ) -> Result<Response<CreatePodsResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+        let scope = self.scope(&request)?;
+        let request = request.into_inner();
+        let pods = validate::pods(request.pods).map_err(Failure::into_status)?;
+        for (at, pod) in pods.iter().enumerate() {
+            let visible = scope.check_namespace("metadata.namespace", &pod.metadata.namespace);
+            visible.map_err(|failure| validate::in_batch(at, failure).into_status())?;
+        }
+        let pods = pods.into_iter().map(|pod| (pod, Uuid::new_v4())).collect();
+        let gang = request.gang.map(|gang| GangOrder {
+            one_zone: gang.one_zone,
+        });
+        let created = self.ask(|answer| Command::CreateMany { pods, gang, answer });
+        let results = created.await?.into_iter().map(|created| PodResult {
+            result: Some(match created {
+                Ok(pod) => pod_result::Result::Pod(Box::new(pod)),
+                Err(failure) => pod_result::Result::Failure(failure),
+            }),
+        });
+        Ok(Response::new(CreatePodsResponse {
+            results: results.collect(),
+        }))
     }
 
     async fn patch_pod(&self, _: Request<PatchPodRequest>) -> Result<Response<Pod>, Status> {
@@ -70,29 +94,22 @@ impl Pods for Control {
         request: Request<ListPodsRequest>,
     ) -> Result<Response<ListPodsResponse>, Status> {
         let scope = self.scope(&request)?;
-        let prefix = watch::prefix(&scope, &request.into_inner().namespace)?;
-        let listing = self.store.list(records::POD, &prefix).await;
-        let listing = listing.map_err(store_failed)?;
-        let pods: Result<Vec<Pod>, _> = listing
-            .objects
-            .iter()
-            .filter(|object| scope.sees(namespace_of(&object.key)))
-            .map(decode_pod)
-            .collect();
-        Ok(Response::new(ListPodsResponse {
-            pods: pods.map_err(bad_record)?,
-            resource_version: listing.version,
-            next_page_token: String::new(),
-        }))
+        let request = request.into_inner();
+        let set = pod_set(&scope, &request.namespace, "").map_err(Failure::into_status)?;
+        let page = list::page(&*self.store, &set, &request).await;
+        Ok(Response::new(page.map_err(Failure::into_status)?))
     }
 
     async fn watch_pods(
         &self,
         request: Request<WatchPodsRequest>,
     ) -> Result<Response<Self::WatchPodsStream>, Status> {
-        let scope = self.scope(&request)?;
-        let stream = watch::open(self, scope, request.into_inner()).await?;
-        Ok(Response::new(stream))
+        let events = self.watch_encoded(request).await?;
+        let decoded = events.map(|event| {
+            let event = event?.decode_pod();
+            event.map_err(|error| Status::internal(error.to_string()))
+        });
+        Ok(Response::new(Box::pin(decoded)))
     }
 
     async fn delete_pod(
@@ -144,6 +161,40 @@ impl Pods for Control {
             expires_us,
         }))
     }
+}
+
+impl Control {
+    /// Watches pods; the events' pods are encoded already.
+    pub(super) async fn watch_encoded(
+        &self,
+        request: Request<WatchPodsRequest>,
+    ) -> Result<Ending<EncodedEvent>, Status> {
+        let scope = self.scope(&request)?;
+        let request = request.into_inner();
+        let set = pod_set(&scope, &request.namespace, &request.name);
+        let set = set.map_err(Failure::into_status)?;
+        watch::open(self, scope, request, set).await
+    }
+}
+
+/// The pods that a request names, of those that the caller may see.
+fn pod_set(scope: &Scope, namespace: &str, name: &str) -> Result<PodSet, Failure> {
+    if namespace.is_empty() {
+        if !name.is_empty() {
+            return Err(Failure::invalid("namespace", "must be given with a name"));
+        }
+        return Ok(match (scope.confined(), scope.namespaces()) {
+            (Some(tenant), Some(namespaces)) => PodSet::tenant(tenant, &namespaces),
+            _ => PodSet::All,
+        });
+    }
+    validate::dns_label("namespace", namespace)?;
+    scope.check_namespace("namespace", namespace)?;
+    if name.is_empty() {
+        return Ok(PodSet::Namespace(namespace.to_owned()));
+    }
+    validate::dns_label("name", name)?;
+    Ok(PodSet::Pod(key(namespace, name)))
 }
 
 /// Namespace and name of one pod, checked; what is another tenant's does not exist.

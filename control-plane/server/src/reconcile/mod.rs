@@ -26,11 +26,11 @@ use longship_store::{Store, StoreError, Transaction};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-pub(crate) use command::{CardNews, Command};
+pub(crate) use command::{CardNews, Command, GangOrder};
 pub(crate) use placement::flavor;
 use state::Now;
 pub(crate) use state::State;
-pub(crate) use tenants::TenantCommand;
+pub(crate) use tenants::{TenantCommand, tenant_of_pod};
 pub(crate) use tokens::TokenCommand;
 
 /// Commands that may wait.

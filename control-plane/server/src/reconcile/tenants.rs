@@ -41,7 +41,7 @@ pub(crate) enum TenantCommand {
 }
 
 /// Whose a pod is. One from before there were tenants is the default one's.
-pub(super) fn tenant_of_pod(meta: &ObjectMeta) -> &str {
+pub(crate) fn tenant_of_pod(meta: &ObjectMeta) -> &str {
     match meta.tenant.as_str() {
         "" => tenancy::DEFAULT,
         tenant => tenant,

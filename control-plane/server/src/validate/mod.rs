@@ -8,14 +8,15 @@ mod names;
 mod placement;
 mod pod;
 mod register;
+mod reservation;
 mod selector;
 mod tenant;
 mod token;
 
 pub(crate) use names::{dns_label, namespace_or_default};
-pub(crate) use pod::{NewPod, grace_limit, pod};
+pub(crate) use pod::{NewPod, grace_limit, in_batch, pod, pods};
 pub(crate) use register::{ValidRegister, register};
-#[allow(unused_imports, reason = "lists and watches come with it next")]
+pub(crate) use reservation::reservation;
 pub(crate) use selector::selector;
 pub(crate) use tenant::tenant;
 pub(crate) use token::token;

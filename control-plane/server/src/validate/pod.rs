@@ -47,7 +47,6 @@ pub(crate) struct NewPod {
 ///
 /// # Errors
 /// `INVALID`, at the first field that is wrong, as `pods[3].spec.zone`.
-#[allow(dead_code, reason = "CreatePods comes with it next")]
 pub(crate) fn pods(pods: Vec<Pod>) -> Result<Vec<NewPod>, Failure> {
     if pods.is_empty() || pods.len() > MAX_PODS {
         return Err(Failure::invalid(

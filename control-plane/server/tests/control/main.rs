@@ -8,6 +8,7 @@ mod callers;
 mod card;
 mod hosts;
 mod life;
+mod lists;
 mod process;
 mod setup;
 mod tenants;
