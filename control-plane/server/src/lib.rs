@@ -10,6 +10,7 @@ mod auth;
 mod inventory;
 mod ipam;
 mod lease;
+mod listen;
 mod page;
 mod phase;
 mod pods;
@@ -20,5 +21,6 @@ mod tenancy;
 mod validate;
 mod watch;
 
+pub use listen::{TlsError, TlsFiles};
 pub use records::RecordError;
 pub use serve::{Config, RunError, Server, StartError};

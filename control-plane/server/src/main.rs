@@ -7,13 +7,15 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use longship_control::{Config, Server};
+use longship_control::{Config, Server, TlsFiles};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Longship's control plane: the API, the scheduler, and what they remember.
 ///
-/// The API has no authentication yet: whoever reaches its address may create and
-/// delete pods. So it listens on the loopback address unless told otherwise.
+/// Without --tls-cert, --tls-key and --client-ca the API is open: whoever reaches its
+/// address may create and delete pods of all tenants. So it listens on the loopback
+/// address then, unless --insecure-open is given. With them, clients show a token, and
+/// cards and operators a certificate that the CA has signed.
 #[derive(Debug, Parser)]
 #[command(name = "longship-control", version)]
 struct Arguments {
@@ -23,6 +25,40 @@ struct Arguments {
     /// Directory of the store; created where it does not exist.
     #[arg(long, value_name = "DIR")]
     state: PathBuf,
+    /// The server's certificate (PEM).
+    #[arg(long, value_name = "FILE", requires_all = ["tls_key", "client_ca"])]
+    tls_cert: Option<PathBuf>,
+    /// The key of that certificate (PEM).
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// The CA that signs cards' and operators' certificates (PEM).
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    client_ca: Option<PathBuf>,
+    /// Let everybody who reaches the address do everything, whichever address it is.
+    #[arg(long, conflicts_with = "tls_cert")]
+    insecure_open: bool,
+    /// Connections at once; the others wait.
+    #[arg(long, value_name = "N", default_value_t = 20_000)]
+    max_connections: usize,
+}
+
+impl Arguments {
+    fn config(self) -> Config {
+        let tls = match (self.tls_cert, self.tls_key, self.client_ca) {
+            (Some(cert), Some(key), Some(client_ca)) => Some(TlsFiles {
+                cert,
+                key,
+                client_ca,
+            }),
+            _ => None,
+        };
+        Config {
+            tls,
+            insecure_open: self.insecure_open,
+            max_connections: self.max_connections,
+            ..Config::new(self.listen, self.state)
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -48,7 +84,11 @@ fn main() -> ExitCode {
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
-    let server = Server::start(&Config::new(arguments.listen, arguments.state)).await?;
+    let config = arguments.config();
+    let server = Server::start(&config).await?;
+    if config.tls.is_none() {
+        tracing::warn!("open: whoever reaches the address may do everything");
+    }
     tracing::info!(address = %server.local_addr()?, "listening");
     let stop = async move {
         tokio::select! {

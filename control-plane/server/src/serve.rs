@@ -18,11 +18,12 @@ use longship_scheduler::Policy;
 use longship_store::{Expect, RedbOptions, RedbStore, Store, StoreError, Transaction};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tonic::transport::server::TcpIncoming;
+use tokio_rustls::TlsAcceptor;
 
 use crate::api::{Control, PodsService};
 use crate::auth::{AuthLayer, Tokens};
 use crate::lease::Leases;
+use crate::listen::{self, TlsError, TlsFiles};
 use crate::reconcile::{self, State};
 use crate::records::{self, RecordError};
 use crate::tenancy::{Tenancy, Unclaimed};
@@ -32,6 +33,15 @@ use crate::watch::Feed;
 const MAX_MESSAGE: usize = 4 << 20;
 /// The largest message that a card gets, in bytes: all pods of a host at once.
 const MAX_ASSIGNMENTS: usize = 64 << 20;
+/// The largest headers of a call, in bytes.
+const MAX_HEADERS: u32 = 16 << 10;
+/// Streams at once on one connection: watches, and cards that share one.
+const MAX_STREAMS: u32 = 4096;
+/// Calls of one connection that wait for their answer at once: as many messages may be
+/// on their way in.
+const MAX_CALLS: usize = 512;
+/// How long a call may take until its answer begins, its message included.
+const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long calls may take to end when the server stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often a silent connection is asked whether it is still there.
@@ -47,8 +57,16 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where its state lies; created where it does not exist.
     pub state_dir: PathBuf,
-    /// Whoever says nothing of themselves may do everything.
-    pub open: bool,
+    /// Its keys. Without them the server is open: whoever says nothing of themselves may
+    /// do everything.
+    pub tls: Option<TlsFiles>,
+    /// It may be open on an address that others than this machine reach.
+    pub insecure_open: bool,
+    /// Connections at once.
+    pub max_connections: usize,
+    /// How long a connection may take for its TLS handshake, and then for the first call
+    /// of somebody who is known.
+    pub stranger_patience: Duration,
     /// How long a card may be silent before its host counts as unreachable.
     pub lease: Duration,
     /// Which host a pod gets.
@@ -68,7 +86,10 @@ impl Config {
         Self {
             listen,
             state_dir,
-            open: true,
+            tls: None,
+            insecure_open: false,
+            max_connections: 20_000,
+            stranger_patience: Duration::from_secs(10),
             lease: Duration::from_secs(10),
             policy: Policy::default(),
             history: RedbOptions::default(),
@@ -89,6 +110,15 @@ pub enum StartError {
         /// What the system says.
         error: io::Error,
     },
+    /// Everybody could do everything.
+    #[error(
+        "--listen {0}: others than this machine reach it: give --tls-cert, --tls-key and \
+         --client-ca, or --insecure-open"
+    )]
+    Open(SocketAddr),
+    /// A key cannot be used.
+    #[error("{0}")]
+    Tls(#[from] TlsError),
     /// The state's directory cannot be used.
     #[error("--state {}: {}", path.display(), reason(error))]
     StateDir {
@@ -140,7 +170,8 @@ pub struct Server {
     state: State,
     token_key: Vec<u8>,
     tokens: Arc<Tokens>,
-    open: bool,
+    tls: Option<TlsAcceptor>,
+    limits: listen::Limits,
     feed: Arc<Feed>,
     watcher_patience: Duration,
     bookmark_interval: Duration,
@@ -153,6 +184,10 @@ impl Server {
     /// Any [`StartError`].
     pub async fn start(config: &Config) -> Result<Self, StartError> {
         let address = config.listen;
+        if config.tls.is_none() && !address.ip().is_loopback() && !config.insecure_open {
+            return Err(StartError::Open(address));
+        }
+        let tls = config.tls.as_ref().map(listen::acceptor).transpose()?;
         let listener = TcpListener::bind(address).await;
         let listener = listener.map_err(|error| StartError::Listen { address, error })?;
         create_private(&config.state_dir).map_err(|error| StartError::StateDir {
@@ -164,9 +199,9 @@ impl Server {
         let store: Arc<dyn Store> = Arc::new(store);
         let token_key = token_key(&*store).await?;
         let leases = Leases::new(config.lease);
-        let unclaimed = match config.open {
-            true => Unclaimed::Defaults,
-            false => Unclaimed::Nobodys,
+        let unclaimed = match tls {
+            None => Unclaimed::Defaults,
+            Some(_) => Unclaimed::Nobodys,
         };
         let tenancy = Tenancy::load(&*store, unclaimed).await?;
         let tokens = Arc::new(Tokens::load(&*store).await?);
@@ -188,7 +223,11 @@ impl Server {
             state,
             token_key,
             tokens,
-            open: config.open,
+            tls,
+            limits: listen::Limits {
+                connections: config.max_connections,
+                patience: config.stranger_patience,
+            },
             watcher_patience: config.watcher_patience,
             bookmark_interval: config.bookmark_interval,
         })
@@ -243,9 +282,13 @@ impl Server {
         let serving = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
+            .http2_max_header_list_size(MAX_HEADERS)
+            .max_concurrent_streams(MAX_STREAMS)
+            .concurrency_limit_per_connection(MAX_CALLS)
+            .timeout(CALL_TIMEOUT)
             .layer(AuthLayer {
                 tokens: self.tokens,
-                open: self.open,
+                open: self.tls.is_none(),
             })
             .add_service(health_service)
             .add_service(reflection)
@@ -255,7 +298,7 @@ impl Server {
             .add_service(capacity)
             .add_service(cards)
             .serve_with_incoming_shutdown(
-                TcpIncoming::from(self.listener).with_nodelay(Some(true)),
+                listen::connections(self.listener, self.tls, self.limits),
                 async move {
                     let _ = until.wait_for(|stopping| *stopping).await;
                 },

@@ -16,6 +16,7 @@ use super::caller::{Caller, Who};
 use super::rules::{Rule, rule};
 use super::tokens::Tokens;
 use super::unauthenticated;
+use crate::listen::Peer;
 
 /// Puts the [`Caller`] into each request, or refuses it: without reading its body, and
 /// without asking anybody.
@@ -36,7 +37,11 @@ impl AuthLayer {
         if rule == Rule::Everybody {
             return Ok(Caller::new(Who::Anybody));
         }
-        let caller = self.authenticate(request)?;
+        let peer = request.extensions().get::<Peer>();
+        let caller = self.authenticate(request, peer)?;
+        if let Some(peer) = peer {
+            peer.set_known();
+        }
         if !rule.allows(&caller.who) {
             let whom = rule.whom();
             return Err(Failure::denied(format!("this is for {whom} only")).into_status());
@@ -44,7 +49,7 @@ impl AuthLayer {
         Ok(caller)
     }
 
-    fn authenticate<B>(&self, request: &Request<B>) -> Result<Caller, Status> {
+    fn authenticate<B>(&self, request: &Request<B>, peer: Option<&Peer>) -> Result<Caller, Status> {
         // Whoever sends a token is taken at their word, on an open server too.
         if request.headers().contains_key(AUTHORIZATION) {
             let token = bearer(request.headers()).ok_or_else(|| {
@@ -52,6 +57,9 @@ impl AuthLayer {
             })?;
             let caller = self.tokens.check(token, now_us());
             return caller.map_err(|error| unauthenticated(error.to_string()));
+        }
+        if let Some(who) = peer.and_then(|peer| peer.who.clone()) {
+            return Ok(Caller::new(who));
         }
         if self.open {
             return Ok(Caller::new(Who::Anybody));

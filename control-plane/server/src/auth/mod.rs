@@ -10,7 +10,7 @@ mod rules;
 mod scope;
 mod tokens;
 
-pub(crate) use caller::Caller;
+pub(crate) use caller::{Caller, Who};
 pub(crate) use layer::AuthLayer;
 pub(crate) use scope::Scope;
 pub(crate) use tokens::{NewToken, TokenRecord, Tokens};
