@@ -20,7 +20,9 @@ mod pod;
 mod reconciler;
 mod serve;
 mod status;
+mod tls;
 mod turns;
 mod usage;
 
 pub use serve::{Config, StartError, serve};
+pub use tls::TlsFiles;

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Parser;
-use longship_card::{Config, serve};
+use longship_card::{Config, TlsFiles, serve};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -25,7 +25,17 @@ struct Flags {
     /// Where clients reach logs and exec.
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7702")]
     listen: SocketAddr,
-    /// The address that clients are told, where it is not http://LISTEN.
+    /// The CA of the control plane (PEM); needed where --control is https.
+    #[arg(long, value_name = "FILE", requires_all = ["tls_cert", "tls_key"])]
+    tls_ca: Option<PathBuf>,
+    /// This card's certificate (PEM), by which the control plane knows the host; clients
+    /// reach the streams by https then.
+    #[arg(long, value_name = "FILE", requires = "tls_ca")]
+    tls_cert: Option<PathBuf>,
+    /// The key of that certificate (PEM).
+    #[arg(long, value_name = "FILE", requires = "tls_ca")]
+    tls_key: Option<PathBuf>,
+    /// The address that clients are told, where it is not http(s)://LISTEN.
     #[arg(
         long,
         value_name = "URL",
@@ -91,7 +101,12 @@ async fn run(flags: Flags) -> anyhow::Result<()> {
     let Some(admin) = flags.admin.strip_prefix("unix:").map(PathBuf::from) else {
         anyhow::bail!("--admin {}: must be `unix:PATH`", flags.admin);
     };
+    let tls = match (flags.tls_ca, flags.tls_cert, flags.tls_key) {
+        (Some(ca), Some(cert), Some(key)) => Some(TlsFiles { ca, cert, key }),
+        _ => None,
+    };
     let config = Config {
+        tls,
         control: flags.control,
         agent: flags.agent,
         listen: flags.listen,

@@ -28,6 +28,7 @@ use crate::link::Link;
 use crate::logs::LogStore;
 use crate::reconciler::Reconciler;
 use crate::status::Reports;
+use crate::tls::{Tls, TlsFiles};
 use crate::turns::Turns;
 use crate::usage;
 
@@ -40,13 +41,16 @@ const END_PATIENCE: Duration = Duration::from_secs(20);
 /// What a card is told.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Control plane, `http://host:port`.
+    /// Control plane, `http://host:port` or `https://host:port`.
     pub control: String,
     /// Agent, `unix:/path` or `http://host:port`.
     pub agent: String,
     /// Where clients reach the pods' streams.
     pub listen: SocketAddr,
-    /// The address that clients are told; empty: `http://` and `listen`.
+    /// The card's keys; needed where the control plane is https. With them, clients
+    /// reach the streams by https too.
+    pub tls: Option<TlsFiles>,
+    /// The address that clients are told; empty: `http://` (or `https://`) and `listen`.
     pub endpoint: String,
     /// Path of the operators' socket.
     pub admin: PathBuf,
@@ -91,7 +95,7 @@ pub enum StartError {
     Failure(#[from] Failure),
 }
 
-fn flag(
+pub(crate) fn flag(
     flag: &'static str,
     value: impl std::fmt::Display,
     reason: impl std::fmt::Display,
@@ -108,8 +112,10 @@ fn flag(
 /// # Errors
 /// [`StartError`], before anything was taken.
 pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(), StartError> {
-    let control = Endpoint::from_shared(config.control.clone())
-        .map_err(|e| flag("--control", &config.control, e))?;
+    let tls = config.tls.as_ref().map(Tls::read).transpose()?;
+    let control = control(&config.control, tls.as_ref())?;
+    let mut server =
+        crate::tls::server(tls.as_ref()).map_err(|e| flag("--tls-cert", tls_cert(&config), e))?;
     let listener = TcpListener::bind(config.listen)
         .await
         .map_err(|e| flag("--listen", config.listen, e))?;
@@ -139,6 +145,7 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
         .local_addr()
         .map_err(|e| flag("--listen", config.listen, e))?;
     let endpoint = match config.endpoint.as_str() {
+        "" if tls.is_some() => format!("https://{bound}"),
         "" => format!("http://{bound}"),
         given => given.to_owned(),
     };
@@ -163,7 +170,7 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
         token_key,
     };
     let streams = Streams::new(card.clone(), reconciler.clone(), key);
-    let clients = Server::builder()
+    let clients = server
         .add_service(PodStreamsServer::new(streams))
         .serve_with_incoming(TcpListenerStream::new(listener));
     let base_bytes = usage::own_bytes().map_err(|e| flag("--state", "/proc/self", e))?;
@@ -189,6 +196,24 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
     }
     let _ = std::fs::remove_file(&config.admin);
     Ok(())
+}
+
+/// Where the control plane is, and who this card is to it.
+fn control(address: &str, tls: Option<&Tls>) -> Result<Endpoint, StartError> {
+    let wrong = |e: &dyn std::fmt::Display| flag("--control", address, e);
+    let endpoint = Endpoint::from_shared(address.to_owned()).map_err(|e| wrong(&e))?;
+    if endpoint.uri().scheme_str() != Some("https") {
+        return Ok(endpoint);
+    }
+    let needed = "https needs --tls-ca, --tls-cert and --tls-key";
+    let tls = tls.ok_or_else(|| wrong(&needed))?;
+    tls.client(endpoint)
+        .map_err(|e| flag("--tls-cert", address, e))
+}
+
+fn tls_cert(config: &Config) -> String {
+    let cert = config.tls.as_ref().map(|tls| tls.cert.display());
+    cert.map(|path| path.to_string()).unwrap_or_default()
 }
 
 fn open(config: &Config, agent: AgentLink, turns: Turns) -> Result<Card, StartError> {

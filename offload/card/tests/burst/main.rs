@@ -46,6 +46,7 @@ impl Card {
         let control = PlayedControl::start().await;
         let agent = PlayedAgent::start(&path.join("agent.sock")).await;
         let config = Config {
+            tls: None,
             control: control.url(),
             agent: format!("unix:{}", path.join("agent.sock").display()),
             listen: "127.0.0.1:0".parse().unwrap(),
