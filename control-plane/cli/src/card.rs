@@ -10,7 +10,7 @@ use longship_proto::card::v1::{
 };
 use tokio_stream::Stream;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::Channel;
+use tonic::transport::{Channel, ClientTlsConfig};
 use tonic::{Request, Streaming};
 
 use crate::error::CliError;
@@ -43,7 +43,8 @@ impl PodStreams {
         let authorization = format!("Bearer {}", access.token)
             .parse()
             .map_err(|_| CliError::Other("the control plane gave no valid token".to_owned()))?;
-        let channel = connect("the pod's card", &access.endpoint, "").await?;
+        let tls = server.tls_of_cards();
+        let channel = connect("the pod's card", &access.endpoint, "", tls).await?;
         Ok(Self {
             client: PodStreamsClient::new(channel),
             authorization,
@@ -109,7 +110,7 @@ pub(crate) async fn usage(address: &str) -> Result<GetUsageResponse, CliError> {
 
 async fn admin(address: &str) -> Result<CardAdminClient<Channel>, CliError> {
     let hint = "; `longship up` says where its operators' socket is (--card)";
-    let channel = connect("the card", address, hint).await?;
+    let channel = connect("the card", address, hint, ClientTlsConfig::new()).await?;
     Ok(CardAdminClient::new(channel).max_decoding_message_size(MESSAGE_BYTES))
 }
 

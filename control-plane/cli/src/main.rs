@@ -2,9 +2,11 @@
 
 mod card;
 mod command;
+mod credentials;
 mod duration;
 mod error;
 mod manifest;
+mod pki;
 mod progress;
 mod server;
 mod show;
@@ -17,6 +19,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::credentials::CredentialFlags;
 use crate::server::ServerAddress;
 
 /// Runs containers in microVMs of their own.
@@ -31,6 +34,8 @@ struct Cli {
         default_value = "http://127.0.0.1:7700"
     )]
     server: ServerAddress,
+    #[command(flatten)]
+    credentials: CredentialFlags,
     /// Namespace of pods.
     #[arg(long, short = 'n', global = true, default_value = "default")]
     namespace: String,
@@ -51,6 +56,7 @@ enum Command {
     Exec(command::exec::Exec),
     Delete(command::delete::Delete),
     Wait(command::wait::Wait),
+    Pki(command::pki::Pki),
     Doctor(command::doctor::Doctor),
 }
 
@@ -59,7 +65,11 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         // What needs no server runs without it, and without a runtime.
         Command::Doctor(doctor) => doctor.run(),
-        command => in_runtime(run(command, cli.server, cli.namespace)),
+        Command::Pki(pki) => pki.run(),
+        command => cli.credentials.read().and_then(|credentials| {
+            let server = cli.server.with(credentials);
+            in_runtime(run(command, server, cli.namespace))
+        }),
     };
     let code = match outcome {
         Ok(code) => code,
@@ -102,5 +112,6 @@ async fn run(
         Command::Delete(delete) => delete.run(&server, &namespace).await,
         Command::Wait(wait) => wait.run(&server, &namespace).await,
         Command::Doctor(doctor) => doctor.run(),
+        Command::Pki(pki) => pki.run(),
     }
 }

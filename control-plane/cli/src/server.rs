@@ -11,8 +11,10 @@ use longship_proto::control::v1::{
     WatchPodsRequest,
 };
 use tonic::Streaming;
-use tonic::transport::{Channel, Endpoint};
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 
+use crate::credentials::{Authorization, Credentials};
 use crate::error::{CliError, innermost};
 
 /// For a connection to be made.
@@ -20,27 +22,51 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 /// For one call that does not stream.
 const CALL_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Where the control plane is: `http://HOST:PORT` or `unix:PATH`.
+/// Where the control plane is (`http://HOST:PORT`, `https://HOST:PORT` or `unix:PATH`),
+/// and who calls.
 #[derive(Debug, Clone)]
-pub(crate) struct ServerAddress(String);
+pub(crate) struct ServerAddress {
+    url: String,
+    credentials: Credentials,
+}
+
+impl ServerAddress {
+    /// The same, for whoever has these.
+    pub(crate) fn with(self, credentials: Credentials) -> Self {
+        Self {
+            credentials,
+            ..self
+        }
+    }
+}
 
 impl FromStr for ServerAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if !text.starts_with("http://") && !text.starts_with("unix:") {
-            return Err("must begin with http:// or unix:".to_owned());
+        if !["http://", "https://", "unix:"]
+            .iter()
+            .any(|scheme| text.starts_with(scheme))
+        {
+            return Err("must begin with http://, https:// or unix:".to_owned());
         }
         Endpoint::from_shared(text.to_owned()).map_err(|_| "is no address".to_owned())?;
-        Ok(Self(text.to_owned()))
+        Ok(Self {
+            url: text.to_owned(),
+            credentials: Credentials::default(),
+        })
     }
 }
+
+/// A connection to the control plane, on which each call says who calls.
+pub(crate) type Link = InterceptedService<Channel, Authorization>;
 
 /// Calls to the control plane.
 #[derive(Debug, Clone)]
 pub(crate) struct Server {
-    pods: PodsClient<Channel>,
-    inventory: InventoryClient<Channel>,
+    pods: PodsClient<Link>,
+    inventory: InventoryClient<Link>,
+    credentials: Credentials,
 }
 
 impl Server {
@@ -50,11 +76,21 @@ impl Server {
     /// [`CliError::Unreachable`].
     pub(crate) async fn connect(address: &ServerAddress) -> Result<Self, CliError> {
         let hint = "; is `longship up` running?";
-        let channel = connect("the control plane", &address.0, hint).await?;
+        let credentials = address.credentials.clone();
+        let tls = credentials.tls();
+        let channel = connect("the control plane", &address.url, hint, tls).await?;
+        let uri = address.url.parse().unwrap_or_default();
+        let channel = Link::new(channel, credentials.authorization(&uri)?);
         Ok(Self {
             pods: PodsClient::new(channel.clone()),
             inventory: InventoryClient::new(channel),
+            credentials,
         })
+    }
+
+    /// How to speak TLS with cards.
+    pub(crate) fn tls_of_cards(&self) -> ClientTlsConfig {
+        self.credentials.tls_of_cards()
     }
 
     pub(crate) async fn create(&mut self, pod: Pod) -> Result<Pod, CliError> {
@@ -154,11 +190,13 @@ impl Server {
     }
 }
 
-/// Connects to `what` at `address`; `hint` follows the reason where that fails.
+/// Connects to `what` at `address`, by `tls` where that is https; `hint` follows the
+/// reason where that fails.
 pub(crate) async fn connect(
     what: &'static str,
     address: &str,
     hint: &'static str,
+    tls: ClientTlsConfig,
 ) -> Result<Channel, CliError> {
     let unreachable = |cause: String| CliError::Unreachable {
         what,
@@ -166,8 +204,13 @@ pub(crate) async fn connect(
         cause,
         hint,
     };
-    Endpoint::from_shared(address.to_owned())
-        .map_err(|error| unreachable(innermost(&error)))?
+    let mut endpoint = Endpoint::from_shared(address.to_owned())
+        .map_err(|error| unreachable(innermost(&error)))?;
+    if address.starts_with("https://") {
+        let secured = endpoint.tls_config(tls);
+        endpoint = secured.map_err(|error| unreachable(innermost(&error)))?;
+    }
+    endpoint
         .connect_timeout(CONNECT_PATIENCE)
         .connect()
         .await

@@ -8,6 +8,7 @@ pub(crate) mod doctor;
 pub(crate) mod exec;
 pub(crate) mod get;
 pub(crate) mod logs;
+pub(crate) mod pki;
 pub(crate) mod run;
 pub(crate) mod top;
 pub(crate) mod up;

@@ -9,6 +9,7 @@ use clap::Args;
 use longship_proto::agent::v1::GetHostRequest;
 use longship_proto::agent::v1::agent_client::AgentClient;
 use longship_proto::control::v1::{Host, HostState};
+use tonic::transport::ClientTlsConfig;
 
 use crate::command::up::daemon::{Daemon, Daemons};
 use crate::error::CliError;
@@ -273,7 +274,7 @@ async fn control_ready(address: &ServerAddress) -> Result<Server, CliError> {
 
 async fn agent_ready(address: &str) -> Result<(), CliError> {
     retry("the agent", async || {
-        let channel = connect("the agent", address, "").await?;
+        let channel = connect("the agent", address, "", ClientTlsConfig::new()).await?;
         AgentClient::new(channel)
             .get_host(GetHostRequest {})
             .await?;
