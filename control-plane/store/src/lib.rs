@@ -10,6 +10,7 @@
 
 mod error;
 mod etcd;
+mod memory;
 mod object;
 mod redb_store;
 mod watch;
@@ -19,6 +20,7 @@ use async_trait::async_trait;
 
 pub use error::StoreError;
 pub use etcd::{EtcdOptions, EtcdStore, Leadership};
+pub use memory::MemoryStore;
 pub use object::{
     Change, Event, Expect, Listing, MAX_KEY_BYTES, MAX_PAGE, MAX_VALUE_BYTES, Object, Op, Page,
     Transaction,

@@ -1,10 +1,10 @@
-//! A store of either kind, that can be closed and opened again.
+//! A store of any kind, that can be closed and opened again.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use longship_store::{
-    EtcdOptions, EtcdStore, Leadership, RedbOptions, RedbStore, Store, Transaction,
+    EtcdOptions, EtcdStore, Leadership, MemoryStore, RedbOptions, RedbStore, Store, Transaction,
 };
 use longship_test_etcd::Etcd;
 
@@ -17,6 +17,7 @@ pub(crate) const TTL: Duration = Duration::from_secs(20);
 pub(crate) enum Backend {
     Embedded { dir: tempfile::TempDir },
     Etcd { etcd: Etcd, prefix: String },
+    Memory { store: OnceLock<MemoryStore> },
 }
 
 /// An open store that may be written to.
@@ -37,10 +38,16 @@ impl Backend {
         Self::Etcd { etcd, prefix }
     }
 
+    pub(crate) fn memory() -> Self {
+        let store = OnceLock::new();
+        Self::Memory { store }
+    }
+
     /// A new, empty place, with the same etcd.
     pub(crate) fn empty_again(&mut self, number: u64) {
         match self {
             Self::Embedded { .. } => *self = Self::embedded(),
+            Self::Memory { .. } => *self = Self::memory(),
             Self::Etcd { prefix, .. } => *prefix = format!("/longship/{number}/"),
         }
     }
@@ -55,6 +62,13 @@ impl Backend {
                 let store = RedbStore::open(&dir.path().join("store.redb"), history).unwrap();
                 Open {
                     store: Arc::new(store),
+                    leadership: None,
+                }
+            }
+            Self::Memory { store } => {
+                let store = store.get_or_init(|| MemoryStore::new(history, Duration::ZERO));
+                Open {
+                    store: Arc::new(store.lead()),
                     leadership: None,
                 }
             }

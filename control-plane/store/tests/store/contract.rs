@@ -37,6 +37,27 @@ on_both!(
     many_objects_are_listed_whole_and_in_pages,
 );
 
+/// All but the end of watches: a store in memory outlives whoever uses it.
+mod memory {
+    macro_rules! on_memory {
+        ($($name:ident),* $(,)?) => {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::$name(super::Backend::memory()).await;
+            })*
+        };
+    }
+    on_memory!(
+        a_watch_tells_everything_once_while_others_write,
+        a_watch_that_nobody_reads_ends_and_does_not_grow,
+        a_watch_goes_on_after_the_store_is_opened_again,
+        what_does_not_fit_is_refused_and_the_rest_goes_on,
+        of_many_writers_that_expect_the_same_version_one_wins,
+        a_large_batch_is_written_in_order,
+        many_objects_are_listed_whole_and_in_pages,
+    );
+}
+
 async fn a_watch_tells_everything_once_while_others_write(backend: Backend) {
     let open = backend.open(RedbOptions::default()).await;
     let store = &open.store;

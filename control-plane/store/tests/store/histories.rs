@@ -288,3 +288,8 @@ fn any_history_reads_as_a_plain_map_would_embedded() {
 fn any_history_reads_as_a_plain_map_would_in_etcd() {
     any_history(Backend::etcd(), 64);
 }
+
+#[test]
+fn any_history_reads_as_a_plain_map_would_in_memory() {
+    any_history(Backend::memory(), 64);
+}
