@@ -23,4 +23,4 @@ mod watch;
 
 pub use listen::{TlsError, TlsFiles};
 pub use records::RecordError;
-pub use serve::{Config, RunError, Server, StartError};
+pub use serve::{Config, RunError, Server, Service, StartError};

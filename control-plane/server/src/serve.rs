@@ -16,9 +16,12 @@ use longship_proto::control::v1::pods_server::PodsServer;
 use longship_proto::control::v1::tenants_server::TenantsServer;
 use longship_scheduler::Policy;
 use longship_store::{Expect, RedbOptions, RedbStore, Store, StoreError, Transaction};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsAcceptor;
+use tokio_stream::Stream;
+use tonic::transport::server::Connected;
 
 use crate::api::{Control, PodsService};
 use crate::auth::{AuthLayer, Tokens};
@@ -166,12 +169,18 @@ pub enum RunError {
 /// A server that listens already, and has read its state.
 pub struct Server {
     listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    limits: listen::Limits,
+    service: Service,
+}
+
+/// All of a server but its listener.
+pub struct Service {
     store: Arc<dyn Store>,
     state: State,
     token_key: Vec<u8>,
     tokens: Arc<Tokens>,
-    tls: Option<TlsAcceptor>,
-    limits: listen::Limits,
+    open: bool,
     feed: Arc<Feed>,
     watcher_patience: Duration,
     bookmark_interval: Duration,
@@ -196,10 +205,46 @@ impl Server {
         })?;
         let path = config.state_dir.join("control.redb");
         let store = RedbStore::open(&path, config.history)?;
-        let store: Arc<dyn Store> = Arc::new(store);
+        let service = Service::load(config, Arc::new(store)).await?;
+        Ok(Self {
+            listener,
+            tls,
+            limits: listen::Limits {
+                connections: config.max_connections,
+                patience: config.stranger_patience,
+            },
+            service,
+        })
+    }
+
+    /// The address that it really has.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `stop` completes, then ends all streams and closes the store.
+    ///
+    /// # Errors
+    /// Any [`RunError`], where it ends by itself.
+    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), RunError> {
+        let incoming = listen::connections(self.listener, self.tls, self.limits);
+        self.service.run(incoming, stop).await
+    }
+}
+
+impl Service {
+    /// Reads everything back from the store. Of the configuration, what is of listener
+    /// and directory does not matter here.
+    ///
+    /// # Errors
+    /// [`StartError::Store`], [`StartError::Record`].
+    pub async fn load(config: &Config, store: Arc<dyn Store>) -> Result<Self, StartError> {
         let token_key = token_key(&*store).await?;
         let leases = Leases::new(config.lease);
-        let unclaimed = match tls {
+        let unclaimed = match config.tls {
             None => Unclaimed::Defaults,
             Some(_) => Unclaimed::Nobodys,
         };
@@ -217,35 +262,31 @@ impl Server {
         let history = (config.history.log_transactions, config.history.log_bytes);
         let feed = Feed::start(Arc::clone(&store), history).await?;
         Ok(Self {
-            listener,
             store,
             feed,
             state,
             token_key,
             tokens,
-            tls,
-            limits: listen::Limits {
-                connections: config.max_connections,
-                patience: config.stranger_patience,
-            },
+            open: config.tls.is_none(),
             watcher_patience: config.watcher_patience,
             bookmark_interval: config.bookmark_interval,
         })
     }
 
-    /// The address that it really has.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
-    }
-
-    /// Serves until `stop` completes, then ends all streams and closes the store.
+    /// Serves what comes in until `stop` completes, then ends all streams and closes the
+    /// store.
     ///
     /// # Errors
     /// Any [`RunError`], where it ends by itself.
-    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), RunError> {
+    pub async fn run<I, E>(
+        self,
+        incoming: impl Stream<Item = Result<I, E>>,
+        stop: impl Future<Output = ()>,
+    ) -> Result<(), RunError>
+    where
+        I: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -288,7 +329,7 @@ impl Server {
             .timeout(CALL_TIMEOUT)
             .layer(AuthLayer {
                 tokens: self.tokens,
-                open: self.tls.is_none(),
+                open: self.open,
             })
             .add_service(health_service)
             .add_service(reflection)
@@ -297,12 +338,9 @@ impl Server {
             .add_service(tenants)
             .add_service(capacity)
             .add_service(cards)
-            .serve_with_incoming_shutdown(
-                listen::connections(self.listener, self.tls, self.limits),
-                async move {
-                    let _ = until.wait_for(|stopping| *stopping).await;
-                },
-            );
+            .serve_with_incoming_shutdown(incoming, async move {
+                let _ = until.wait_for(|stopping| *stopping).await;
+            });
         tokio::pin!(serving);
         let mut reconciler = tokio::spawn(reconcile::run(self.state, self.store, queue));
 
