@@ -70,12 +70,36 @@ impl HostRecord {
     }
 }
 
-/// A VPC's subnet.
+/// A tenant's network.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct VpcRecord {
-    /// N of 10.N.0.0/16.
+    /// N of 10.N.0.0/16, where nothing else is said: a record from before there were
+    /// subnets.
     #[prost(uint32, tag = "1")]
     pub subnet: u32,
+    /// Whose it is; empty: the default tenant's.
+    #[prost(string, tag = "2")]
+    pub tenant: String,
+    /// Its prefix.
+    #[prost(string, tag = "3")]
+    pub cidr: String,
+    /// Parts of it.
+    #[prost(message, repeated, tag = "4")]
+    pub subnets: Vec<SubnetRecord>,
+}
+
+/// A part of a VPC.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct SubnetRecord {
+    /// Unique in its VPC.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Its prefix.
+    #[prost(string, tag = "2")]
+    pub cidr: String,
+    /// Only pods of this zone; empty: any.
+    #[prost(string, tag = "3")]
+    pub zone: String,
 }
 
 /// What a pod's value has beside the pod, where its labels were changed: what they

@@ -12,6 +12,7 @@ use longship_proto::FILE_DESCRIPTOR_SET;
 use longship_proto::control::v1::capacity_server::CapacityServer;
 use longship_proto::control::v1::cards_server::CardsServer;
 use longship_proto::control::v1::inventory_server::InventoryServer;
+use longship_proto::control::v1::networks_server::NetworksServer;
 use longship_proto::control::v1::pods_server::PodsServer;
 use longship_proto::control::v1::tenants_server::TenantsServer;
 use longship_scheduler::Policy;
@@ -310,12 +311,14 @@ impl Service {
         health.set_serving::<InventoryServer<Control>>().await;
         health.set_serving::<TenantsServer<Control>>().await;
         health.set_serving::<CapacityServer<Control>>().await;
+        health.set_serving::<NetworksServer<Control>>().await;
         health.set_serving::<CardsServer<Control>>().await;
         let pods = PodsService::new(control.clone(), MAX_MESSAGE);
         let inventory =
             InventoryServer::new(control.clone()).max_decoding_message_size(MAX_MESSAGE);
         let tenants = TenantsServer::new(control.clone()).max_decoding_message_size(MAX_MESSAGE);
         let capacity = CapacityServer::new(control.clone()).max_decoding_message_size(MAX_MESSAGE);
+        let networks = NetworksServer::new(control.clone()).max_decoding_message_size(MAX_MESSAGE);
         let cards = CardsServer::new(control)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_ASSIGNMENTS);
@@ -337,6 +340,7 @@ impl Service {
             .add_service(inventory)
             .add_service(tenants)
             .add_service(capacity)
+            .add_service(networks)
             .add_service(cards)
             .serve_with_incoming_shutdown(incoming, async move {
                 let _ = until.wait_for(|stopping| *stopping).await;

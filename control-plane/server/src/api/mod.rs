@@ -4,6 +4,7 @@ mod capacity;
 mod cards;
 mod inventory;
 mod list;
+mod network;
 mod pods;
 mod shared_events;
 mod stream;

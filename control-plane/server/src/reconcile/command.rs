@@ -5,6 +5,7 @@ use longship_proto::control::v1::{CapacityReservation, Host, Pod, PodReport, ToC
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use super::networks::NetworkCommand;
 use super::tenants::TenantCommand;
 use super::tokens::TokenCommand;
 use crate::inventory::Session;
@@ -39,6 +40,7 @@ pub(crate) enum Command {
         answer: Answer<Access>,
     },
     Tenants(TenantCommand),
+    Networks(NetworkCommand),
     Tokens(TokenCommand),
     /// Some hosts, by name.
     ListHosts {

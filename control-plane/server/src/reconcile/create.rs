@@ -11,7 +11,7 @@ use super::command::Answer;
 use super::plan::refuse;
 use super::state::{Now, State};
 use crate::pods::PodRecord;
-use crate::records::{self, VpcRecord};
+use crate::records;
 use crate::validate::NewPod;
 
 impl State {
@@ -42,15 +42,13 @@ impl State {
             ..Failure::not_found(format!("no tenant has the namespace `{namespace}`"))
         })?;
         self.scheduler.check(&pod.request).map_err(refusal)?;
-        let subnet = self.ipam.ensure_subnet(&pod.spec.vpc)?;
+        let mut spec = pod.spec;
+        let new_vpc = self.ipam.join(&tenant, &mut spec)?;
 
         let mut transaction = Transaction::new();
-        if let Some(number) = subnet {
-            let record = VpcRecord {
-                subnet: number.into(),
-            };
+        if let Some((name, record)) = new_vpc {
             let bytes = record.encode_to_vec();
-            transaction = transaction.put(records::VPC, &pod.spec.vpc, bytes, Expect::Absent);
+            transaction = transaction.put(records::VPC, &name, bytes, Expect::Absent);
         }
         let mut meta = pod.metadata;
         meta.uid = id.to_string();
@@ -60,7 +58,7 @@ impl State {
         let mut record = PodRecord {
             id,
             meta,
-            spec: pod.spec,
+            spec,
             status: PodStatus::default(),
         };
         self.place(now, &mut record, &pod.request);

@@ -12,6 +12,7 @@ mod create;
 mod delete;
 #[cfg(test)]
 mod histories;
+mod networks;
 mod placement;
 mod plan;
 mod report;
@@ -26,7 +27,8 @@ use longship_store::{Store, StoreError, Transaction};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-pub(crate) use command::{CardNews, Command, GangOrder};
+pub(crate) use command::{Answer, CardNews, Command, GangOrder};
+pub(crate) use networks::NetworkCommand;
 pub(crate) use placement::flavor;
 use state::Now;
 pub(crate) use state::State;
@@ -91,6 +93,7 @@ impl State {
                 name,
                 answer,
             } => self.access(&namespace, &name, answer),
+            Command::Networks(command) => self.decide_networks(command),
             Command::Tenants(command) => self.decide_tenants(command),
             Command::Tokens(command) => self.decide_tokens(now, command),
             Command::ListHosts {

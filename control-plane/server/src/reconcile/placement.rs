@@ -62,7 +62,10 @@ impl State {
             },
             message: error.to_string(),
         })?;
-        let Some(eni) = self.ipam.allocate(&record.spec.vpc) else {
+        let Some(eni) = self
+            .ipam
+            .allocate(&record.spec.vpc, &record.spec.subnet, &placed.zone)
+        else {
             let _ = self.scheduler.release(record.pod_id());
             return Err(Waiting {
                 reason: "NoAddress",

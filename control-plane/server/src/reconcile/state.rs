@@ -90,9 +90,7 @@ impl State {
         }
         for object in store.list(records::VPC, "").await?.objects {
             let record: VpcRecord = records::decode(&object)?;
-            let number = u8::try_from(record.subnet);
-            let number = number.map_err(|error| RecordError::new(&object, error))?;
-            let adopted = state.ipam.adopt_subnet(&object.key, number);
+            let adopted = state.ipam.adopt_vpc(&object.key, &record);
             adopted.map_err(|what| RecordError::new(&object, what))?;
         }
         for object in store.list(records::POD, "").await?.objects {

@@ -144,6 +144,12 @@ impl State {
         if self.pods.iter().any(of) {
             return Err(Failure::conflict(format!("tenant `{name}` still has pods")));
         }
+        if let Some(vpc) = self.ipam.list(Some(name)).first() {
+            return Err(Failure::conflict(format!(
+                "tenant `{name}` still has the VPC `{}`",
+                vpc.name
+            )));
+        }
         self.revoke_tokens_of(name);
         Arc::make_mut(&mut self.tenancy).remove(name);
         self.plan.steps.push(Step {

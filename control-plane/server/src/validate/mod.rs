@@ -5,6 +5,7 @@ mod container;
 mod image;
 mod metadata;
 mod names;
+mod network;
 mod placement;
 mod pod;
 mod register;
@@ -14,6 +15,7 @@ mod tenant;
 mod token;
 
 pub(crate) use names::{dns_label, namespace_or_default};
+pub(crate) use network::{NewSubnet, NewVpc, subnet, vpc};
 pub(crate) use pod::{NewPod, grace_limit, in_batch, pod, pods};
 pub(crate) use register::{ValidRegister, register};
 pub(crate) use reservation::reservation;

@@ -159,10 +159,10 @@ fn complete(mut spec: PodSpec, name: &str) -> Result<PodSpec, Failure> {
         dns_label("spec.zone", &spec.zone)?;
     }
     placement(&spec)?;
-    if spec.vpc.is_empty() {
-        spec.vpc = "default".into();
+    // Without a name it is the one of the pod's tenant, who is not known here.
+    if !spec.vpc.is_empty() {
+        dns_label("spec.vpc", &spec.vpc)?;
     }
-    dns_label("spec.vpc", &spec.vpc)?;
     if !spec.subnet.is_empty() {
         dns_label("spec.subnet", &spec.subnet)?;
     }

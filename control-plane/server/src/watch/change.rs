@@ -107,9 +107,7 @@ impl Change {
     }
 
     pub(crate) fn namespace(&self) -> &str {
-        self.key
-            .split_once('/')
-            .map_or("", |(namespace, _)| namespace)
+        namespace_of(&self.key)
     }
 
     /// Bytes that it holds, about.

@@ -9,6 +9,7 @@ mod card;
 mod hosts;
 mod life;
 mod lists;
+mod networks;
 mod process;
 mod setup;
 mod tenants;
