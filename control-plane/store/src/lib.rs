@@ -8,6 +8,7 @@
 //! common may share a version. What has been acknowledged is on disk: in the embedded
 //! store ([`RedbStore`]) on this machine's, in etcd ([`EtcdStore`]) on a majority's.
 
+mod backup;
 mod error;
 mod etcd;
 mod memory;
@@ -18,6 +19,7 @@ mod writer;
 
 use async_trait::async_trait;
 
+pub use backup::{Backup, BackupError, check_backup, restore};
 pub use error::StoreError;
 pub use etcd::{EtcdOptions, EtcdStore, Leadership};
 pub use memory::MemoryStore;

@@ -1,5 +1,6 @@
 //! The embedded store: one redb file, one writer thread.
 
+use std::io::Write;
 use std::ops::Bound;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageErro
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::Store;
+use crate::backup::{self, Backup, BackupError};
 use crate::error::StoreError;
 use crate::object::{Listing, MAX_PAGE, Object, Page, Transaction};
 use crate::watch::{Committed, Watch};
@@ -80,6 +82,17 @@ impl RedbStore {
             queue: Some(queue),
             writer: Some(thread),
         })
+    }
+}
+
+impl RedbStore {
+    /// Writes all objects as they are now, at one version. Takes as long as the disk
+    /// does, and `to`; others may go on to write meanwhile.
+    ///
+    /// # Errors
+    /// [`BackupError::Io`], [`BackupError::Store`].
+    pub fn backup(&self, to: impl Write) -> Result<Backup, BackupError> {
+        backup::write(&self.db, to)
     }
 }
 

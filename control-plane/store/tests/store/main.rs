@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // the helpers are tests too
 
 mod backend;
+mod backup;
 mod contract;
 mod crashes;
 mod election;
