@@ -1,14 +1,20 @@
 //! The link to the control plane.
 
+mod tenant;
+
 use std::str::FromStr;
 use std::time::Duration;
 
+use longship_proto::control::v1::capacity_client::CapacityClient;
+use longship_proto::control::v1::image_caches_client::ImageCachesClient;
 use longship_proto::control::v1::inventory_client::InventoryClient;
+use longship_proto::control::v1::networks_client::NetworksClient;
 use longship_proto::control::v1::pods_client::PodsClient;
 use longship_proto::control::v1::{
-    CreatePodRequest, DeletePodRequest, Flavor, GetPodAccessRequest, GetPodRequest, Host,
-    ListFlavorsRequest, ListHostsRequest, ListPodsRequest, Pod, PodAccess, PodEvent,
-    WatchPodsRequest,
+    CordonHostRequest, CreatePodRequest, CreatePodsRequest, DeletePodRequest, DrainHostRequest,
+    Flavor, GetPodAccessRequest, GetPodRequest, Host, ListFlavorsRequest, ListHostsRequest,
+    ListPodsRequest, ListZonesRequest, PatchPodRequest, Pod, PodAccess, PodEvent, PodResult,
+    RemoveHostRequest, UncordonHostRequest, WatchPodsRequest, Zone,
 };
 use tonic::Streaming;
 use tonic::service::interceptor::InterceptedService;
@@ -66,6 +72,9 @@ pub(crate) type Link = InterceptedService<Channel, Authorization>;
 pub(crate) struct Server {
     pods: PodsClient<Link>,
     inventory: InventoryClient<Link>,
+    networks: NetworksClient<Link>,
+    capacity: CapacityClient<Link>,
+    image_caches: ImageCachesClient<Link>,
     credentials: Credentials,
 }
 
@@ -83,7 +92,10 @@ impl Server {
         let channel = Link::new(channel, credentials.authorization(&uri)?);
         Ok(Self {
             pods: PodsClient::new(channel.clone()),
-            inventory: InventoryClient::new(channel),
+            inventory: InventoryClient::new(channel.clone()),
+            networks: NetworksClient::new(channel.clone()),
+            capacity: CapacityClient::new(channel.clone()),
+            image_caches: ImageCachesClient::new(channel),
             credentials,
         })
     }
@@ -99,6 +111,18 @@ impl Server {
             ..CreatePodRequest::default()
         };
         bounded(self.pods.create_pod(request)).await
+    }
+
+    /// Many at once; what became of each, in order.
+    pub(crate) async fn create_many(
+        &mut self,
+        request: CreatePodsRequest,
+    ) -> Result<Vec<PodResult>, CliError> {
+        Ok(bounded(self.pods.create_pods(request)).await?.results)
+    }
+
+    pub(crate) async fn patch(&mut self, request: PatchPodRequest) -> Result<Pod, CliError> {
+        bounded(self.pods.patch_pod(request)).await
     }
 
     pub(crate) async fn get(&mut self, namespace: &str, name: &str) -> Result<Pod, CliError> {
@@ -181,6 +205,38 @@ impl Server {
             }
             request.page_token = page.next_page_token;
         }
+    }
+
+    pub(crate) async fn zones(&mut self) -> Result<Vec<Zone>, CliError> {
+        let request = ListZonesRequest {};
+        Ok(bounded(self.inventory.list_zones(request)).await?.zones)
+    }
+
+    /// Keeps new pods off a host, or lets them come again.
+    pub(crate) async fn cordon(&mut self, name: &str, cordoned: bool) -> Result<Host, CliError> {
+        let name = name.to_owned();
+        match cordoned {
+            true => bounded(self.inventory.cordon_host(CordonHostRequest { name })).await,
+            false => bounded(self.inventory.uncordon_host(UncordonHostRequest { name })).await,
+        }
+    }
+
+    pub(crate) async fn drain(
+        &mut self,
+        name: &str,
+        grace_seconds: Option<u32>,
+    ) -> Result<Host, CliError> {
+        let request = DrainHostRequest {
+            name: name.to_owned(),
+            grace_seconds,
+        };
+        bounded(self.inventory.drain_host(request)).await
+    }
+
+    pub(crate) async fn remove_host(&mut self, name: &str) -> Result<(), CliError> {
+        let name = name.to_owned();
+        bounded(self.inventory.remove_host(RemoveHostRequest { name })).await?;
+        Ok(())
     }
 
     pub(crate) async fn flavors(&mut self) -> Result<Vec<Flavor>, CliError> {

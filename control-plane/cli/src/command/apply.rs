@@ -78,6 +78,8 @@ fn is_met(wanted: &PodSpec, existing: &PodSpec) -> bool {
         && text(&wanted.zone, &existing.zone)
         && text(&wanted.flavor, &existing.flavor)
         && text(&wanted.vpc, &existing.vpc)
+        && text(&wanted.subnet, &existing.subnet)
+        && (wanted.placement.is_none() || wanted.placement == existing.placement)
         && text(&wanted.hostname, &existing.hostname)
         && (wanted.nameservers.is_empty() || wanted.nameservers == existing.nameservers)
         && (wanted.termination_grace_seconds.is_none()

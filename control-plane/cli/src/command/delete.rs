@@ -8,7 +8,7 @@ use crate::show;
 use crate::together::together;
 use crate::watch::{PodWatch, Seen};
 
-/// Delete pods.
+/// Delete pods, networks, capacity reservations or image caches.
 #[derive(Debug, Args)]
 pub(crate) struct Delete {
     /// What it is.
@@ -19,6 +19,12 @@ pub(crate) struct Delete {
     /// Seconds between SIGTERM and SIGKILL, instead of a pod's own.
     #[arg(long, value_name = "SECONDS")]
     grace: Option<u32>,
+    /// The subnets' VPC.
+    #[arg(long, required_if_eq("kind", "subnet"))]
+    vpc: Option<String>,
+    /// Whose reservation or image cache it is, instead of the caller's.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    tenant: String,
     /// Wait until all that the pods held has been given back.
     #[arg(long)]
     wait: bool,
@@ -28,6 +34,14 @@ pub(crate) struct Delete {
 enum Kind {
     #[value(alias = "pods", alias = "po")]
     Pod,
+    #[value(alias = "vpcs")]
+    Vpc,
+    #[value(alias = "subnets")]
+    Subnet,
+    #[value(alias = "reservations")]
+    Reservation,
+    #[value(name = "imagecache", alias = "imagecaches")]
+    ImageCache,
 }
 
 impl Delete {
@@ -36,8 +50,10 @@ impl Delete {
         address: &ServerAddress,
         namespace: &str,
     ) -> Result<u8, CliError> {
-        let Kind::Pod = self.kind;
         let server = Server::connect(address).await?;
+        if !matches!(self.kind, Kind::Pod) {
+            return self.delete_others(server).await;
+        }
         let mut deleted = Vec::new();
         let delete = |name: String| {
             let (mut server, namespace) = (server.clone(), namespace.to_owned());
@@ -62,5 +78,33 @@ impl Delete {
             }
         }
         outcome.map(|()| 0)
+    }
+
+    /// What is gone when the control plane says so.
+    async fn delete_others(self, mut server: Server) -> Result<u8, CliError> {
+        for name in &self.names {
+            let kind = match self.kind {
+                Kind::Pod => "pod",
+                Kind::Vpc => {
+                    server.delete_vpc(name).await?;
+                    "vpc"
+                }
+                Kind::Subnet => {
+                    let vpc = self.vpc.as_deref().unwrap_or_default();
+                    server.delete_subnet(vpc, name).await?;
+                    "subnet"
+                }
+                Kind::Reservation => {
+                    server.delete_reservation(&self.tenant, name).await?;
+                    "reservation"
+                }
+                Kind::ImageCache => {
+                    server.delete_image_cache(&self.tenant, name).await?;
+                    "imagecache"
+                }
+            };
+            show::print(&format!("{kind}/{name} deleted\n"))?;
+        }
+        Ok(0)
     }
 }

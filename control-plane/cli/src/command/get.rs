@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 use crate::card::{list_held, usage};
 use crate::error::CliError;
 use crate::server::{Server, ServerAddress};
-use crate::show::{self, Format, document, table, time, usage as show_usage};
+use crate::show::{self, Format, document, objects, table, time, usage as show_usage};
 
-/// Show pods, hosts, flavors, or what a card holds and its host's templates.
+/// Show pods, hosts and what else there is, or what a card holds and its host's templates.
 #[derive(Debug, Args)]
 pub(crate) struct Get {
     /// What to show.
@@ -21,6 +21,9 @@ pub(crate) struct Get {
     /// Pods with these labels, e.g. `app=web,tier in (a,b),!canary`.
     #[arg(long, short = 'l', default_value = "", hide_default_value = true)]
     selector: String,
+    /// Only this tenant's VPCs, reservations or image caches.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    tenant: String,
     /// Operators' socket of the card, for `held` and `templates`.
     #[arg(
         long,
@@ -41,6 +44,14 @@ enum Kind {
     Hosts,
     #[value(alias = "flavor")]
     Flavors,
+    #[value(alias = "zone")]
+    Zones,
+    #[value(alias = "vpc", alias = "subnets", alias = "subnet")]
+    Vpcs,
+    #[value(alias = "reservation")]
+    Reservations,
+    #[value(name = "imagecaches", alias = "imagecache")]
+    ImageCaches,
     /// What a card's journal holds for pods.
     Held,
     /// Guests that sandboxes are cloned from, on a card's host.
@@ -77,6 +88,10 @@ impl Get {
             Kind::Pods => self.pods(Server::connect(address).await?, namespace).await,
             Kind::Hosts => self.hosts(Server::connect(address).await?).await,
             Kind::Flavors => self.flavors(Server::connect(address).await?).await,
+            Kind::Zones => self.zones(Server::connect(address).await?).await,
+            Kind::Vpcs => self.vpcs(Server::connect(address).await?).await,
+            Kind::Reservations => self.reservations(Server::connect(address).await?).await,
+            Kind::ImageCaches => self.image_caches(Server::connect(address).await?).await,
             Kind::Held => self.held().await,
             Kind::Templates => self.templates().await,
         }
@@ -115,6 +130,45 @@ impl Get {
             documents: flavors.iter().map(document::flavor).collect(),
             text: table::flavors(&flavors),
             nothing: "there are no flavors".to_owned(),
+        })
+    }
+
+    async fn zones(&self, mut server: Server) -> Result<Found, CliError> {
+        let zones = self.only(server.zones().await?, "zone", |zone| &zone.name)?;
+        Ok(Found {
+            documents: zones.iter().map(objects::zone).collect(),
+            text: objects::zones(&zones),
+            nothing: "there are no zones: a zone is there once a host of it is".to_owned(),
+        })
+    }
+
+    async fn vpcs(&self, mut server: Server) -> Result<Found, CliError> {
+        let vpcs = server.vpcs(&self.tenant).await?;
+        let vpcs = self.only(vpcs, "vpc", |vpc| &vpc.name)?;
+        Ok(Found {
+            documents: vpcs.iter().map(objects::vpc).collect(),
+            text: objects::vpcs(&vpcs),
+            nothing: "there are no VPCs yet: a tenant's first pod makes one".to_owned(),
+        })
+    }
+
+    async fn reservations(&self, mut server: Server) -> Result<Found, CliError> {
+        let found = server.reservations(&self.tenant).await?;
+        let found = self.only(found, "reservation", |one| &one.name)?;
+        Ok(Found {
+            documents: found.iter().map(objects::reservation).collect(),
+            text: objects::reservations(&found),
+            nothing: "there are no capacity reservations".to_owned(),
+        })
+    }
+
+    async fn image_caches(&self, mut server: Server) -> Result<Found, CliError> {
+        let caches = server.image_caches(&self.tenant).await?;
+        let caches = self.only(caches, "imagecache", |cache| &cache.name)?;
+        Ok(Found {
+            documents: caches.iter().map(objects::image_cache).collect(),
+            text: objects::image_caches(&caches),
+            nothing: "there are no image caches".to_owned(),
         })
     }
 

@@ -90,6 +90,28 @@ impl Fields {
             .transpose()
     }
 
+    pub(crate) fn i32(&mut self, key: &str) -> Result<Option<i32>, Failure> {
+        let path = self.path(key);
+        self.take(key)
+            .map(|value| {
+                value
+                    .as_i64()
+                    .and_then(|number| i32::try_from(number).ok())
+                    .ok_or_else(|| wrong_type(&path, "a whole number", &value))
+            })
+            .transpose()
+    }
+
+    pub(crate) fn bool(&mut self, key: &str) -> Result<Option<bool>, Failure> {
+        let path = self.path(key);
+        self.take(key)
+            .map(|value| {
+                let flag = value.as_bool();
+                flag.ok_or_else(|| wrong_type(&path, "true or false", &value))
+            })
+            .transpose()
+    }
+
     /// A mapping inside this one.
     pub(crate) fn fields(&mut self, key: &str) -> Result<Option<Self>, Failure> {
         let path = self.path(key);

@@ -1,6 +1,7 @@
 //! Pod manifests: YAML documents in Kubernetes' own field names.
 
 mod field;
+pub(crate) mod placement;
 mod pod;
 mod quantity;
 
@@ -12,8 +13,8 @@ use longship_proto::control::v1::Pod;
 use serde_json::Value;
 
 pub(crate) use pod::{
-    FLAVOR_ANNOTATION, VPC_ANNOTATION, ZONE_LABEL, image_pull_policy, memory_profile,
-    restart_policy,
+    FLAVOR_ANNOTATION, GPU_RESOURCE, SUBNET_ANNOTATION, VPC_ANNOTATION, ZONE_LABEL,
+    image_pull_policy, memory_profile, restart_policy,
 };
 pub(crate) use quantity::{cpu_millis, memory_bytes, show_cpu, show_memory};
 

@@ -8,6 +8,7 @@ use longship_proto::control::v1::{
 use serde_json::Value;
 
 use super::field::{Fields, wrong_type};
+use super::placement::placement;
 use super::quantity::{cpu_millis, memory_bytes};
 
 /// The label of `spec.nodeSelector` that chooses a zone. There are no nodes to choose.
@@ -16,6 +17,12 @@ pub(crate) const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 pub(crate) const FLAVOR_ANNOTATION: &str = "longship.dev/flavor";
 /// The annotation that chooses a VPC.
 pub(crate) const VPC_ANNOTATION: &str = "longship.dev/vpc";
+
+/// The annotation that chooses a subnet of it.
+pub(crate) const SUBNET_ANNOTATION: &str = "longship.dev/subnet";
+/// GPUs among the resources; Kubernetes names them by their vendors.
+pub(crate) const GPU_RESOURCE: &str = "longship.dev/gpu";
+const GPU_RESOURCES: [&str; 3] = [GPU_RESOURCE, "nvidia.com/gpu", "amd.com/gpu"];
 
 /// What the server sets. `get -o yaml` shows it, so it may come back and is passed over.
 const SET_BY_SERVER: [&str; 5] = [
@@ -46,6 +53,10 @@ pub(crate) fn parse(document: Value, namespace: &str) -> Result<Pod, Failure> {
     spec.vpc = metadata
         .annotations
         .remove(VPC_ANNOTATION)
+        .unwrap_or_default();
+    spec.subnet = metadata
+        .annotations
+        .remove(SUBNET_ANNOTATION)
         .unwrap_or_default();
     root.finish()?;
     Ok(Pod {
@@ -121,7 +132,9 @@ fn parse_spec(mut fields: Fields) -> Result<PodSpec, Failure> {
             nameservers
         }
     };
+    let placement = placement(&mut fields)?;
     let spec = PodSpec {
+        placement,
         containers,
         restart_policy: restart_policy.into(),
         zone,
@@ -226,7 +239,7 @@ fn parse_resources(mut fields: Fields) -> Result<Resources, Failure> {
     Ok(Resources {
         cpu_millis: first_set(limits.cpu_millis, requests.cpu_millis),
         memory_bytes: first_set(limits.memory_bytes, requests.memory_bytes),
-        gpus: 0,
+        gpus: first_set(limits.gpus, requests.gpus),
     })
 }
 
@@ -241,10 +254,24 @@ fn parse_amounts(fields: &mut Fields, key: &str) -> Result<Resources, Failure> {
     let resources = Resources {
         cpu_millis: amount(&mut amounts, "cpu", cpu_millis)?.unwrap_or_default(),
         memory_bytes: amount(&mut amounts, "memory", memory_bytes)?.unwrap_or_default(),
-        gpus: 0,
+        gpus: gpus(&mut amounts)?,
     };
     amounts.finish()?;
     Ok(resources)
+}
+
+/// Whole ones, under whichever name.
+fn gpus(amounts: &mut Fields) -> Result<u32, Failure> {
+    let mut gpus = 0_u32;
+    for name in GPU_RESOURCES {
+        let count = |text: &str| {
+            let count: Result<u32, _> = text.parse();
+            count.map_err(|_| format!("`{text}` is no whole number"))
+        };
+        let more = amount(amounts, name, count)?.unwrap_or_default();
+        gpus = gpus.saturating_add(more);
+    }
+    Ok(gpus)
 }
 
 /// A quantity may be written as a number too.

@@ -10,14 +10,17 @@ use serde_json::{Map, Value, json};
 
 use super::names;
 use super::time::rfc3339;
-use crate::manifest::{FLAVOR_ANNOTATION, VPC_ANNOTATION, ZONE_LABEL, show_cpu, show_memory};
+use crate::manifest::{
+    FLAVOR_ANNOTATION, GPU_RESOURCE, SUBNET_ANNOTATION, VPC_ANNOTATION, ZONE_LABEL, show_cpu,
+    show_memory,
+};
 
 /// Fields in order, without those that say nothing.
 #[derive(Default)]
-struct Document(Map<String, Value>);
+pub(super) struct Document(Map<String, Value>);
 
 impl Document {
-    fn put(&mut self, key: &str, value: impl Into<Value>) {
+    pub(super) fn put(&mut self, key: &str, value: impl Into<Value>) {
         let value = value.into();
         let says_nothing = match &value {
             Value::Null => true,
@@ -31,7 +34,7 @@ impl Document {
         }
     }
 
-    fn value(self) -> Value {
+    pub(super) fn value(self) -> Value {
         Value::Object(self.0)
     }
 }
@@ -44,6 +47,7 @@ pub(crate) fn pod(pod: &Pod) -> Value {
     for (key, value) in [
         (FLAVOR_ANNOTATION, &spec.flavor),
         (VPC_ANNOTATION, &spec.vpc),
+        (SUBNET_ANNOTATION, &spec.subnet),
     ] {
         if !value.is_empty() {
             annotations.insert(key.to_owned(), value.clone());
@@ -100,6 +104,9 @@ fn pod_spec(spec: &PodSpec) -> Value {
         "memoryProfile",
         names::memory_profile(spec.memory_profile()),
     );
+    if let Some(placement) = &spec.placement {
+        super::placement::add(placement, &mut document);
+    }
     document.value()
 }
 
@@ -127,6 +134,9 @@ fn container(container: &Container) -> Value {
     }
     if resources.memory_bytes != 0 {
         limits.put("memory", show_memory(resources.memory_bytes));
+    }
+    if resources.gpus != 0 {
+        limits.put(GPU_RESOURCE, resources.gpus);
     }
     if !limits.0.is_empty() {
         document.put("resources", json!({"limits": limits.value()}));
@@ -195,6 +205,8 @@ pub(crate) fn flavor(flavor: &Flavor) -> Value {
         "cpuMillis": flavor.cpu_millis,
         "memoryBytes": flavor.memory_bytes,
         "vcpus": flavor.vcpus,
+        "family": flavor.family,
+        "gpus": flavor.gpus,
     })
 }
 
@@ -206,12 +218,19 @@ pub(crate) fn host(host: &Host) -> Value {
             "cpuMillis": capacity.cpu_millis,
             "memoryBytes": capacity.memory_bytes,
             "pods": capacity.pods,
+            "enis": capacity.enis,
+            "disks": capacity.disks,
+            "gpus": capacity.gpus,
         })
     };
     json!({
         "name": host.name,
         "zone": host.zone,
         "ready": host.state() == HostState::Ready,
+        "state": names::host_state(host.state()),
+        "cordoned": host.cordoned,
+        "draining": host.draining,
+        "family": host.family,
         "pods": host.pods,
         "capacity": capacity(host.capacity),
         "free": capacity(host.free),
@@ -226,7 +245,10 @@ pub(crate) fn held(held: &Held) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use longship_proto::control::v1::{EnvVar, ObjectMeta, Phase, Resources};
+    use longship_proto::control::v1::placement_constraint::Rule;
+    use longship_proto::control::v1::{
+        EnvVar, ObjectMeta, Phase, Placement, PlacementConstraint, Resources,
+    };
     use proptest::prelude::*;
 
     use super::*;
@@ -258,7 +280,7 @@ mod tests {
                     resources: resources.map(|(cpu_millis, memory_bytes)| Resources {
                         cpu_millis,
                         memory_bytes,
-                        gpus: 0,
+                        gpus: cpu_millis % 3,
                     }),
                     image_pull_policy: pull,
                 },
@@ -269,9 +291,14 @@ mod tests {
             "[a-z]{0,5}",
             "[a-z]{0,5}",
             prop::option::of(any::<u32>()),
+            a_placement(),
         );
         (word, prop::collection::hash_map(word, text, 0..3), spec).prop_map(
-            |(name, labels, (containers, (restart_policy, profile), zone, flavor, grace))| Pod {
+            |(
+                name,
+                labels,
+                (containers, (restart_policy, profile), zone, flavor, grace, placement),
+            )| Pod {
                 metadata: Some(ObjectMeta {
                     name,
                     namespace: "default".into(),
@@ -282,8 +309,10 @@ mod tests {
                     containers,
                     restart_policy,
                     memory_profile: profile,
-                    zone,
+                    zone: zone.clone(),
                     vpc: flavor.clone(),
+                    subnet: zone,
+                    placement,
                     flavor,
                     termination_grace_seconds: grace,
                     nameservers: vec!["10.0.0.2".into()],
@@ -292,6 +321,60 @@ mod tests {
                 status: None,
             },
         )
+    }
+
+    fn a_placement() -> impl Strategy<Value = Option<Placement>> {
+        let word = "[a-z]{1,5}";
+        let term = (word, any::<bool>(), any::<bool>(), 1_u32..9);
+        let own = (
+            prop::collection::vec(word, 0..3),
+            any::<bool>(),
+            "[a-z]{0,4}",
+            0_i32..4,
+            0_i32..3,
+            0_i32..3,
+        );
+        (
+            own,
+            prop::collection::vec(term, 0..6),
+            -9_i32..9,
+            any::<bool>(),
+        )
+            .prop_map(|(own, terms, priority, preempts)| {
+                let (zones, zones_in_order, family, class, policy, fallback) = own;
+                let mut constraints: Vec<PlacementConstraint> = terms
+                    .into_iter()
+                    .map(|(label, zone, preferred, n)| PlacementConstraint {
+                        topology: if zone { 2 } else { 1 },
+                        label_selector: format!("{label} in (a,b)"),
+                        rule: Some(match n {
+                            1 => Rule::With(true),
+                            2 => Rule::Apart(true),
+                            skew => Rule::MaxSkew(skew),
+                        }),
+                        preferred,
+                    })
+                    .collect();
+                // In the order of Kubernetes' fields.
+                constraints.sort_by_key(|one| match one.rule {
+                    Some(Rule::With(_)) => (1, one.preferred),
+                    Some(Rule::Apart(_)) => (2, one.preferred),
+                    _ => (0, false),
+                });
+                let placement = Placement {
+                    flavors: zones.clone(),
+                    zones,
+                    zones_in_order,
+                    family,
+                    class,
+                    policy,
+                    fallback,
+                    constraints,
+                    priority,
+                    preempts,
+                };
+                (placement != Placement::default()).then_some(placement)
+            })
     }
 
     proptest! {

@@ -2,6 +2,8 @@
 
 pub(crate) mod document;
 pub(crate) mod names;
+pub(crate) mod objects;
+mod placement;
 pub(crate) mod table;
 pub(crate) mod time;
 pub(crate) mod usage;

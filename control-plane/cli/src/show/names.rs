@@ -1,7 +1,7 @@
 //! Names of phases and states, as people and Kubernetes write them.
 
 use longship_proto::control::v1::{
-    ContainerState, ImagePullPolicy, MemoryProfile, Phase, RestartPolicy,
+    ContainerState, HostState, ImagePullPolicy, MemoryProfile, Phase, RestartPolicy,
 };
 
 pub(crate) fn phase(phase: Phase) -> &'static str {
@@ -25,6 +25,14 @@ pub(crate) fn container_state(state: ContainerState) -> &'static str {
         ContainerState::Waiting => "Waiting",
         ContainerState::Running => "Running",
         ContainerState::Terminated => "Terminated",
+    }
+}
+
+pub(crate) fn host_state(state: HostState) -> &'static str {
+    match state {
+        HostState::Ready => "Ready",
+        HostState::Unspecified | HostState::Unknown => "Unknown",
+        HostState::Fenced => "Fenced",
     }
 }
 

@@ -2,7 +2,7 @@
 
 use comfy_table::{ContentArrangement, Table, presets};
 use longship_proto::card::v1::Held;
-use longship_proto::control::v1::{Flavor, Host, HostCapacity, HostState, Pod};
+use longship_proto::control::v1::{Flavor, Host, HostCapacity, Pod};
 
 use super::names;
 use super::time::age;
@@ -82,7 +82,7 @@ pub(crate) fn pods(pods: &[Pod], wide: bool, all_namespaces: bool, now_us: i64) 
 
 /// One line a host.
 pub(crate) fn hosts(hosts: &[Host], wide: bool) -> String {
-    let mut header = vec!["NAME", "ZONE", "READY", "PODS", "CPU FREE", "MEMORY FREE"];
+    let mut header = vec!["NAME", "ZONE", "STATE", "PODS", "CPU FREE", "MEMORY FREE"];
     if wide {
         header.push("CARD");
     }
@@ -105,12 +105,7 @@ pub(crate) fn hosts(hosts: &[Host], wide: bool) -> String {
         let mut row = vec![
             host.name.clone(),
             host.zone.clone(),
-            if host.state() == HostState::Ready {
-                "yes"
-            } else {
-                "no"
-            }
-            .to_owned(),
+            state(host),
             host.pods.to_string(),
         ];
         row.extend(of(
@@ -123,6 +118,14 @@ pub(crate) fn hosts(hosts: &[Host], wide: bool) -> String {
         table.add_row(row);
     }
     text(&table)
+}
+
+/// As `Ready,cordoned`.
+fn state(host: &Host) -> String {
+    let mut words = vec![names::host_state(host.state())];
+    words.extend(host.cordoned.then_some("cordoned"));
+    words.extend(host.draining.then_some("draining"));
+    words.join(",")
 }
 
 /// One line a flavor.
@@ -162,7 +165,8 @@ pub(crate) fn checks(checks: &[longship_probe::Check]) -> String {
     text(&table)
 }
 
-fn dash(text: String) -> String {
+/// `-` for nothing, so that columns can be told apart.
+pub(crate) fn dash(text: String) -> String {
     if text.is_empty() {
         "-".to_owned()
     } else {
