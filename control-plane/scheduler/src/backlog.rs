@@ -232,6 +232,38 @@ impl Backlog {
         decisions
     }
 
+    /// Whether another [`Backlog::pump`] may give somebody a place.
+    #[must_use]
+    pub fn is_restless(&self, fleet: &Fleet) -> bool {
+        !self.turns.is_empty() || (!self.resting.is_empty() && fleet.has_news())
+    }
+
+    /// The number of the line that a pod stands in: those of one line wait for the
+    /// same. `None`: it does not wait.
+    #[must_use]
+    pub fn line(&self, pod: PodId) -> Option<u32> {
+        self.by_pod.get(&pod).map(|(line, _)| *line)
+    }
+
+    /// The pods that wait together with a pod: its gang, or it alone.
+    #[must_use]
+    pub fn gang(&self, pod: PodId) -> Option<&Gang> {
+        let (line, _) = self.by_pod.get(&pod)?;
+        self.lines[*line].gang.as_ref()
+    }
+
+    /// Why the pods of a pod's line wait, whoever is ahead of them. Costs time that
+    /// grows with the hosts.
+    pub fn why_line(&self, fleet: &mut Fleet, pod: PodId) -> Option<Waiting> {
+        let (number, _) = self.by_pod.get(&pod)?;
+        let (gang, shortage) = explain(&self.lines[*number], fleet)?;
+        Some(Waiting {
+            ahead: 0,
+            gang,
+            shortage,
+        })
+    }
+
     /// Why a pod waits; `None`: it does not. Costs time that grows with the hosts.
     pub fn why(&self, fleet: &mut Fleet, pod: PodId) -> Option<Waiting> {
         let &(number, arrival) = self.by_pod.get(&pod)?;
@@ -251,20 +283,7 @@ impl Backlog {
             }
         });
         let ahead = ahead.sum::<usize>();
-        let (gang, shortage) = match &line.gang {
-            None => (None, fleet.explain_template(*line.templates.first()?)),
-            Some(gang) => {
-                let (fits, shortage) = match fleet.explain_gang(gang) {
-                    Some(failed) => failed,
-                    // It has room, and has not been tried since.
-                    None => (
-                        gang.pods.len(),
-                        fleet.explain_template(*line.templates.first()?),
-                    ),
-                };
-                (Some((fits, gang.pods.len())), shortage)
-            }
-        };
+        let (gang, shortage) = explain(line, fleet)?;
         Some(Waiting {
             ahead: ahead - usize::from(line.gang.is_some() && own > line.turn(number)?),
             gang,
@@ -379,4 +398,20 @@ impl Backlog {
             }
         }
     }
+}
+
+/// What is in the way of a line, and how many of how many of a gang have room.
+fn explain(line: &Line, fleet: &mut Fleet) -> Option<(Option<(usize, usize)>, Shortage)> {
+    let Some(gang) = &line.gang else {
+        return Some((None, fleet.explain_template(*line.templates.first()?)));
+    };
+    let (fits, shortage) = match fleet.explain_gang(gang) {
+        Some(failed) => failed,
+        // It has room, and has not been tried since.
+        None => (
+            gang.pods.len(),
+            fleet.explain_template(*line.templates.first()?),
+        ),
+    };
+    Some((Some((fits, gang.pods.len())), shortage))
 }

@@ -1,44 +1,61 @@
 //! Hosts, and the streams to their cards.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::Arc;
 
-use longship_proto::control::v1::{Host, HostCapacity, HostState, ToCard, to_card};
-use longship_scheduler::{Capacity, Scheduler};
-use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
+
+use crate::outbox::Outbox;
+use crate::records::HostRecord;
 
 /// A card's stream.
 #[derive(Debug)]
 pub(crate) struct Session {
     /// Never used again; what comes with an older one is from a former stream.
     pub(crate) id: u64,
-    /// Messages for the card; bounded.
-    pub(crate) to_card: mpsc::Sender<ToCard>,
-    /// Ends the stream.
-    pub(crate) end: oneshot::Sender<Status>,
+    /// What the card is told.
+    pub(crate) outbox: Arc<Outbox>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct HostEntry {
-    endpoint: String,
+    record: HostRecord,
     session: Option<Session>,
 }
 
-/// What is known of hosts beside their capacity, which is the scheduler's.
+/// What is known of hosts beside what they have promised, which is the scheduler's.
 #[derive(Debug, Default)]
 pub(crate) struct Inventory {
     hosts: BTreeMap<String, HostEntry>,
 }
 
 impl Inventory {
-    /// Adds a host, or changes its address.
-    pub(crate) fn set(&mut self, host: &str, endpoint: &str) {
-        endpoint.clone_into(&mut self.hosts.entry(host.to_owned()).or_default().endpoint);
+    /// Adds a host, or changes what is known of it.
+    pub(crate) fn set(&mut self, host: &str, record: HostRecord) {
+        match self.hosts.get_mut(host) {
+            Some(entry) => entry.record = record,
+            None => {
+                let session = None;
+                self.hosts
+                    .insert(host.to_owned(), HostEntry { record, session });
+            }
+        }
+    }
+
+    /// Forgets a host.
+    pub(crate) fn remove(&mut self, host: &str) {
+        self.hosts.remove(host);
+    }
+
+    /// What is known of the host.
+    pub(crate) fn record(&self, host: &str) -> Option<&HostRecord> {
+        self.hosts.get(host).map(|host| &host.record)
     }
 
     /// Where the host's card is reached.
     pub(crate) fn endpoint(&self, host: &str) -> Option<&str> {
-        self.hosts.get(host).map(|host| host.endpoint.as_str())
+        self.record(host).map(|record| record.endpoint.as_str())
     }
 
     /// Whether that is the host's stream now.
@@ -52,57 +69,36 @@ impl Inventory {
         self.hosts.get_mut(host)?.session.replace(session)
     }
 
-    /// Takes the host's stream away.
-    pub(crate) fn close(&mut self, host: &str) -> Option<Session> {
-        self.hosts.get_mut(host)?.session.take()
-    }
-
-    /// Sends to the host's card, if it has a stream. False where the card does not
-    /// keep up: its stream must end, and it begins again with everything.
-    pub(crate) fn send(&self, host: &str, message: to_card::Message) -> bool {
-        let session = self.hosts.get(host).and_then(|host| host.session.as_ref());
-        let message = ToCard {
-            message: Some(message),
+    /// Takes the host's stream away, and ends it with a reason, if it has one.
+    pub(crate) fn close(&mut self, host: &str, why: Option<Status>) {
+        let session = self
+            .hosts
+            .get_mut(host)
+            .and_then(|host| host.session.take());
+        let Some(session) = session else {
+            return;
         };
-        match session.map(|session| session.to_card.try_send(message)) {
-            Some(Err(mpsc::error::TrySendError::Full(_))) => false,
-            // A closed one is on its way out by itself.
-            Some(Ok(()) | Err(mpsc::error::TrySendError::Closed(_))) | None => true,
+        match why {
+            Some(why) => session.outbox.end(why),
+            None => session.outbox.close(),
         }
     }
 
-    /// All hosts, by name.
-    pub(crate) fn list(&self, scheduler: &Scheduler) -> Vec<Host> {
-        let mut hosts: Vec<Host> = scheduler
-            .hosts()
-            .map(|view| Host {
-                card_endpoint: self
-                    .endpoint(&view.spec.name)
-                    .unwrap_or_default()
-                    .to_owned(),
-                name: view.spec.name,
-                zone: view.spec.zone,
-                capacity: Some(capacity(view.spec.capacity)),
-                free: Some(capacity(view.free)),
-                pods: view.pods,
-                state: match view.ready {
-                    true => HostState::Ready,
-                    false => HostState::Unknown,
-                }
-                .into(),
-                ..Host::default()
-            })
-            .collect();
-        hosts.sort_by(|a, b| a.name.cmp(&b.name));
-        hosts
+    /// What the host's card is told, if it has a stream.
+    pub(crate) fn outbox(&self, host: &str) -> Option<&Outbox> {
+        let session = self.hosts.get(host)?.session.as_ref()?;
+        Some(&session.outbox)
     }
-}
 
-fn capacity(capacity: Capacity) -> HostCapacity {
-    HostCapacity {
-        cpu_millis: capacity.cpu_millis,
-        memory_bytes: capacity.memory_bytes,
-        pods: capacity.pods,
-        ..HostCapacity::default()
+    /// The hosts after that name, in the order of their names.
+    pub(crate) fn after(&self, name: &str) -> impl Iterator<Item = (&str, &HostRecord)> {
+        let from = (Bound::Excluded(name), Bound::Unbounded);
+        let hosts = self.hosts.range::<str, _>(from);
+        hosts.map(|(name, entry)| (name.as_str(), &entry.record))
+    }
+
+    /// How many hosts there are.
+    pub(crate) fn count(&self) -> usize {
+        self.hosts.len()
     }
 }

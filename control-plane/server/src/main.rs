@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
@@ -40,6 +41,10 @@ struct Arguments {
     /// Connections at once; the others wait.
     #[arg(long, value_name = "N", default_value_t = 20_000)]
     max_connections: usize,
+    /// How long a host whose card is silent has been unknown before its pods are given
+    /// up and begin again elsewhere.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    fence_after: u32,
 }
 
 impl Arguments {
@@ -56,6 +61,7 @@ impl Arguments {
             tls,
             insecure_open: self.insecure_open,
             max_connections: self.max_connections,
+            fence_after: Duration::from_secs(self.fence_after.into()),
             ..Config::new(self.listen, self.state)
         }
     }

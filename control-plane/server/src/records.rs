@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use longship_proto::control::v1::Pod;
-use longship_scheduler::{Capacity, HostSpec};
+use longship_scheduler::{Amount, HostFacts, STANDARD_FAMILY};
 use longship_store::Object;
 use prost::Message;
 
@@ -17,12 +17,18 @@ pub(crate) const TENANT: &str = "tenant";
 pub(crate) const TOKEN: &str = "token";
 /// VPCs, under their names; the value is a [`VpcRecord`].
 pub(crate) const VPC: &str = "vpc";
+/// What is noted of pods beside themselves, under their keys; the value is [`Notes`].
+pub(crate) const NOTES: &str = "pod-notes";
+/// Gangs that wait, under their first pod's uid; the value is a [`GangRecord`].
+pub(crate) const GANG: &str = "gang";
+/// Capacity reservations, under `TENANT/NAME`; the value is a [`ReservationRecord`].
+pub(crate) const RESERVATION: &str = "reservation";
 /// Keys, under what they are for; the value is the key itself.
 pub(crate) const SECRET: &str = "secret";
 /// The secret with which access tokens are signed.
 pub(crate) const TOKEN_KEY: &str = "token-key";
 
-/// A host as it last registered.
+/// A host as it last registered, and what became of it.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct HostRecord {
     /// Where it stands.
@@ -40,34 +46,123 @@ pub(crate) struct HostRecord {
     /// gRPC address of its card.
     #[prost(string, tag = "5")]
     pub endpoint: String,
+    /// Flavors that it takes; empty: the standard family's.
+    #[prost(string, tag = "6")]
+    pub family: String,
+    /// ENIs; 0: no limit but that of pods.
+    #[prost(uint32, tag = "7")]
+    pub enis: u32,
+    /// Disks; 0: no limit.
+    #[prost(uint32, tag = "8")]
+    pub disks: u32,
+    /// GPUs.
+    #[prost(uint32, tag = "9")]
+    pub gpus: u32,
+    /// An operator keeps new pods off it.
+    #[prost(bool, tag = "10")]
+    pub cordoned: bool,
+    /// Its pods have been told to leave.
+    #[prost(bool, tag = "11")]
+    pub draining: bool,
+    /// Its pods have been given up.
+    #[prost(bool, tag = "12")]
+    pub fenced: bool,
 }
 
 impl HostRecord {
-    /// The record of a host.
+    /// The host of the record, as the scheduler knows it.
     #[must_use]
-    pub(crate) fn new(spec: &HostSpec, endpoint: &str) -> Self {
-        Self {
-            zone: spec.zone.clone(),
-            cpu_millis: spec.capacity.cpu_millis,
-            memory_bytes: spec.capacity.memory_bytes,
-            pods: spec.capacity.pods,
-            endpoint: endpoint.to_owned(),
-        }
-    }
-
-    /// The host of the record.
-    #[must_use]
-    pub(crate) fn spec(&self, name: &str) -> HostSpec {
-        HostSpec {
+    pub(crate) fn facts(&self, name: &str) -> HostFacts {
+        let no_limit = |limit: u32| if limit == 0 { u32::MAX } else { limit };
+        HostFacts {
             name: name.to_owned(),
             zone: self.zone.clone(),
-            capacity: Capacity {
-                cpu_millis: self.cpu_millis,
+            family: match self.family.as_str() {
+                "" => STANDARD_FAMILY.to_owned(),
+                family => family.to_owned(),
+            },
+            capacity: Amount {
                 memory_bytes: self.memory_bytes,
+                cpu_millis: self.cpu_millis,
                 pods: self.pods,
+                enis: no_limit(self.enis),
+                disks: no_limit(self.disks),
+                gpus: self.gpus,
             },
         }
     }
+}
+
+/// What the control plane remembers of a pod beside what clients see.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Notes {
+    /// It has to leave its host, though nobody has deleted it.
+    #[prost(message, optional, tag = "1")]
+    pub eviction: Option<Eviction>,
+    /// The [`longship_proto::control::v1::Phase`] it was in when its card was last heard
+    /// of; 0 while it is heard of.
+    #[prost(int32, tag = "2")]
+    pub phase_before: i32,
+    /// Uid of the capacity reservation that it draws on.
+    #[prost(string, tag = "3")]
+    pub draws_on: String,
+}
+
+/// Why a pod has to leave its host.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Eviction {
+    /// One CamelCase word.
+    #[prost(string, tag = "1")]
+    pub reason: String,
+    /// In a sentence.
+    #[prost(string, tag = "2")]
+    pub message: String,
+    /// Microseconds since the Unix epoch.
+    #[prost(int64, tag = "3")]
+    pub since_us: i64,
+    /// Instead of the pod's own, in seconds.
+    #[prost(uint32, optional, tag = "4")]
+    pub grace_seconds: Option<u32>,
+    /// Uid of the pod that gets its place; empty: none.
+    #[prost(string, tag = "5")]
+    pub winner: String,
+}
+
+/// Pods that wait to get their places together. It goes when they have them.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct GangRecord {
+    /// Uids, in order.
+    #[prost(string, repeated, tag = "1")]
+    pub uids: Vec<String>,
+    /// All in one zone.
+    #[prost(bool, tag = "2")]
+    pub one_zone: bool,
+}
+
+/// A capacity reservation.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct ReservationRecord {
+    /// Unique, never used again.
+    #[prost(string, tag = "1")]
+    pub uid: String,
+    /// Whose it is.
+    #[prost(string, tag = "2")]
+    pub tenant: String,
+    /// Unique in the tenant.
+    #[prost(string, tag = "3")]
+    pub name: String,
+    /// Flavor's name.
+    #[prost(string, tag = "4")]
+    pub flavor: String,
+    /// How many pods.
+    #[prost(uint32, tag = "5")]
+    pub count: u32,
+    /// Empty: anywhere.
+    #[prost(string, repeated, tag = "6")]
+    pub zones: Vec<String>,
+    /// Microseconds since the Unix epoch.
+    #[prost(int64, tag = "7")]
+    pub ends_us: i64,
 }
 
 /// A tenant's network.

@@ -19,7 +19,7 @@ use longship_scheduler::Policy;
 use longship_store::{Expect, RedbOptions, RedbStore, Store, StoreError, Transaction};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::Stream;
 use tonic::transport::server::Connected;
@@ -46,6 +46,8 @@ const MAX_STREAMS: u32 = 4096;
 const MAX_CALLS: usize = 512;
 /// How long a call may take until its answer begins, its message included.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// Cards that may register at once: each may say a lot, and all come back at once.
+const REGISTRATIONS: usize = 256;
 /// How long calls may take to end when the server stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often a silent connection is asked whether it is still there.
@@ -73,6 +75,8 @@ pub struct Config {
     pub stranger_patience: Duration,
     /// How long a card may be silent before its host counts as unreachable.
     pub lease: Duration,
+    /// How long after that the host's pods are given up, and begin again elsewhere.
+    pub fence_after: Duration,
     /// Which host a pod gets.
     pub policy: Policy,
     /// How much history is kept for watchers.
@@ -95,6 +99,7 @@ impl Config {
             max_connections: 20_000,
             stranger_patience: Duration::from_secs(10),
             lease: Duration::from_secs(10),
+            fence_after: Duration::from_secs(60),
             policy: Policy::default(),
             history: RedbOptions::default(),
             watcher_patience: Duration::from_secs(60),
@@ -244,7 +249,7 @@ impl Service {
     /// [`StartError::Store`], [`StartError::Record`].
     pub async fn load(config: &Config, store: Arc<dyn Store>) -> Result<Self, StartError> {
         let token_key = token_key(&*store).await?;
-        let leases = Leases::new(config.lease);
+        let leases = Leases::new(config.lease, config.fence_after);
         let unclaimed = match config.tls {
             None => Unclaimed::Defaults,
             Some(_) => Unclaimed::Nobodys,
@@ -299,6 +304,7 @@ impl Service {
             store: Arc::clone(&self.store),
             token_key: self.token_key.into(),
             sessions: Arc::new(AtomicU64::new(1)),
+            registrations: Arc::new(Semaphore::new(REGISTRATIONS)),
             tenancy: self.state.tenancy(),
             tokens: Arc::clone(&self.tokens),
             stopping: stopped.clone(),

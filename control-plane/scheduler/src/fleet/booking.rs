@@ -103,6 +103,32 @@ impl Fleet {
     /// # Errors
     /// [`BookingError`].
     pub fn book(&mut self, now: Time, booking: Booking) -> Result<(), BookingError> {
+        let count = booking.count;
+        let declined = |fits, declined: Declined| BookingError::Declined {
+            fits,
+            count,
+            declined,
+        };
+        let slot = self.add_booking(now, booking)?;
+        for fits in 0..count {
+            if let Err(error) = self.keep_one(slot) {
+                self.unbook(slot);
+                return Err(declined(fits, error));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over what was kept in an earlier life of the scheduler. Its places are
+    /// found again by and by ([`Fleet::advance`]), once their hosts take pods.
+    ///
+    /// # Errors
+    /// [`BookingError`]; never that there is no room.
+    pub fn adopt_booking(&mut self, now: Time, booking: Booking) -> Result<(), BookingError> {
+        self.add_booking(now, booking).map(|_| ())
+    }
+
+    fn add_booking(&mut self, now: Time, booking: Booking) -> Result<u32, BookingError> {
         let id = booking.id;
         if self.booking_ids.contains_key(&id) {
             return Err(BookingError::Exists(id));
@@ -110,11 +136,7 @@ impl Fleet {
         if booking.count == 0 || booking.ends <= now {
             return Err(BookingError::Void);
         }
-        let declined = |fits, declined: Declined| BookingError::Declined {
-            fits,
-            count: booking.count,
-            declined,
-        };
+        let count = booking.count;
         let spec = PodTemplate {
             tenant: booking.tenant.clone(),
             flavors: vec![booking.flavor.clone()],
@@ -125,12 +147,16 @@ impl Fleet {
         };
         let template = self
             .intern(&spec)
-            .map_err(|refusal: Refusal| declined(0, refusal.into()))?;
+            .map_err(|refusal: Refusal| BookingError::Declined {
+                fits: 0,
+                count,
+                declined: refusal.into(),
+            })?;
         let tenant = self.templates[template].tenant;
         self.hold_template(template);
-        let (count, ends) = (booking.count, booking.ends);
+        let ends = booking.ends;
         let slot = self.bookings.insert(Booked {
-            booking: booking.clone(),
+            booking,
             tenant,
             template,
             idle: Vec::new(),
@@ -139,13 +165,48 @@ impl Fleet {
         self.booking_ids.insert(id, slot);
         self.booking_ends.insert((ends, id));
         self.tenants[tenant as usize].bookings.push(slot);
-        for fits in 0..count {
-            if let Err(error) = self.keep_one(slot) {
-                self.unbook(slot);
-                return Err(declined(fits, error));
-            }
+        Ok(slot)
+    }
+
+    /// That capacity reservation, where it is the tenant's.
+    pub(super) fn find_booking(&self, id: BookingId, tenant: u32) -> Option<u32> {
+        let slot = self.booking_ids.get(&id).copied();
+        slot.filter(|slot| self.bookings[*slot].tenant == tenant)
+    }
+
+    /// One more pod draws on it.
+    pub(super) fn count_used(&mut self, booking: u32) {
+        self.bookings[booking].used += 1;
+    }
+
+    /// The capacity reservation that a pod draws on.
+    #[must_use]
+    pub fn drawn_on(&self, pod: PodId) -> Option<BookingId> {
+        let held = &self.pods[*self.by_id.get(&pod)?];
+        let booked = self.bookings.get(held.booking)?;
+        Some(booked.booking.id)
+    }
+
+    /// When the next capacity reservation ends.
+    #[must_use]
+    pub fn next_end(&self) -> Option<Time> {
+        self.booking_ends.first().map(|(ends, _)| *ends)
+    }
+
+    /// The capacity reservation of that name as it is now.
+    #[must_use]
+    pub fn booking(&self, id: BookingId) -> Option<BookingView> {
+        let slot = *self.booking_ids.get(&id)?;
+        Some(self.view_booking(slot))
+    }
+
+    fn view_booking(&self, slot: u32) -> BookingView {
+        let booked = &self.bookings[slot];
+        BookingView {
+            booking: booked.booking.clone(),
+            idle: crate::slab::number(booked.idle.len()),
+            used: booked.used,
         }
-        Ok(())
     }
 
     /// Ends a capacity reservation before its time.
@@ -183,14 +244,8 @@ impl Fleet {
 
     /// All capacity reservations, by their names.
     pub fn bookings(&self) -> impl Iterator<Item = BookingView> {
-        self.booking_ids.values().map(|slot| {
-            let booked = &self.bookings[*slot];
-            BookingView {
-                booking: booked.booking.clone(),
-                idle: crate::slab::number(booked.idle.len()),
-                used: booked.used,
-            }
-        })
+        let slots = self.booking_ids.values();
+        slots.map(|slot| self.view_booking(*slot))
     }
 
     /// A place for a pod out of what its tenant has reserved.
@@ -200,11 +255,15 @@ impl Fleet {
         // All or nothing: the place is the pod's, or it is kept as before.
         let (tenant, takes) = (self.templates[template].tenant, choice.takes);
         let kept_takes = self.pods[kept].takes;
+        let before = self.take_news();
         self.withdraw(kept);
         if self.check_limits(tenant, takes).is_err() || !takes.fits(self.room(host)) {
             self.keep_on(booking, host, kept_takes);
+            self.news = before;
             return None;
         }
+        let since = self.take_news();
+        self.news = before.and(since);
         let slot = self.admit(Admission {
             pod: Some(pod),
             template,
@@ -293,7 +352,7 @@ impl Fleet {
         }
     }
 
-    fn missing(&self, booking: u32) -> u32 {
+    pub(super) fn missing(&self, booking: u32) -> u32 {
         let booked = &self.bookings[booking];
         let there = crate::slab::number(booked.idle.len()) + booked.used;
         booked.booking.count.saturating_sub(there)
@@ -352,20 +411,8 @@ impl Fleet {
         let mut pods: Vec<u32> = pods.map(|(pod, _)| pod).collect();
         pods.sort_unstable();
         for pod in pods {
-            let rank = self.pods[pod].rank;
-            let now = (Class::OnDemand, rank.1);
-            let ranks = &mut self.tenants[tenant as usize].ranks;
-            if let Some(chain) = ranks.get_mut(&rank) {
-                chain.remove::<{ super::BY_RANK }, _>(&mut self.pods, pod);
-                if chain.len == 0 {
-                    ranks.remove(&rank);
-                }
-            }
-            let chain = ranks.entry(now).or_default();
-            chain.push::<{ super::BY_RANK }, _>(&mut self.pods, pod);
-            let held = &mut self.pods[pod];
-            held.rank = now;
-            held.booking = NONE;
+            self.rerank(pod, Class::OnDemand);
+            self.pods[pod].booking = NONE;
         }
     }
 }

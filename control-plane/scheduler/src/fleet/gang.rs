@@ -40,7 +40,9 @@ impl Fleet {
     pub(crate) fn explain_gang(&mut self, gang: &Gang) -> Option<(usize, Shortage)> {
         match self.try_gang(gang, true) {
             Ok(places) => {
+                let before = self.take_news();
                 self.undo(places);
+                self.news = before;
                 None
             }
             Err(failed) => Some((failed.fits, *failed.shortage.unwrap_or_default())),
@@ -48,6 +50,18 @@ impl Fleet {
     }
 
     fn try_gang(&mut self, gang: &Gang, explain: bool) -> Result<Vec<Placed>, Failed> {
+        let before = self.take_news();
+        let tried = self.try_zones(gang, explain);
+        // What was only tried is no news to those that wait: they would try for ever.
+        let since = self.take_news();
+        self.news = match tried {
+            Ok(_) => before.and(since),
+            Err(_) => before,
+        };
+        tried
+    }
+
+    fn try_zones(&mut self, gang: &Gang, explain: bool) -> Result<Vec<Placed>, Failed> {
         if !gang.one_zone {
             return self.reserve_all(&gang.pods, None, explain);
         }

@@ -133,7 +133,7 @@ impl Fleet {
     }
 
     /// The flavors that the template accepts, and what a pod takes as each.
-    fn choices(&self, spec: &PodTemplate) -> Result<Vec<Choice>, Refusal> {
+    pub(super) fn choices(&self, spec: &PodTemplate) -> Result<Vec<Choice>, Refusal> {
         for (asked, most, refusal) in [
             (spec.enis, MAX_ENIS, Refusal::Enis(spec.enis)),
             (spec.disks, MAX_DISKS, Refusal::Disks(spec.disks)),

@@ -143,7 +143,18 @@ impl Fleet {
         }
         let slot = self.by_name.get(host).copied();
         let host = slot.ok_or_else(|| PlacementError::UnknownHost(host.to_owned()))?;
-        let template = self.intern(spec)?;
+        let template = match self.intern(spec) {
+            Ok(template) => template,
+            // What it asked for is no more: its zone, say. It has its place all the same.
+            Err(_) => self.intern(&PodTemplate {
+                tenant: spec.tenant.clone(),
+                labels: spec.labels.clone(),
+                constraints: spec.constraints.clone(),
+                class: spec.class,
+                priority: spec.priority,
+                ..PodTemplate::default()
+            })?,
+        };
         let takes = Amount::of_pod(cpu_millis, memory_bytes, gpus, spec.enis.max(1), spec.disks);
         if self.hosts[host].used.checked_plus(takes).is_none() {
             return Err(PlacementError::Absurd(pod));
@@ -158,6 +169,52 @@ impl Fleet {
             stage: Stage::Committed,
         });
         Ok(self.pods[slot].ticket())
+    }
+
+    /// As it was in an earlier life of the scheduler: those have to leave before the
+    /// pod may start. Those that are not on its host any more have left.
+    ///
+    /// # Errors
+    /// [`PlacementError::NotPlaced`], where the pod has no place.
+    pub fn adopt_eviction(&mut self, pod: PodId, victims: &[PodId]) -> Result<(), PlacementError> {
+        let slot = self.by_id.get(&pod).copied();
+        let slot = slot.ok_or(PlacementError::NotPlaced(pod))?;
+        let host = self.pods[slot].host;
+        let mut there: Vec<u32> = Vec::with_capacity(victims.len());
+        for victim in victims {
+            let found = self.by_id.get(victim).copied();
+            let leaves = |victim: &u32| {
+                let held = &self.pods[*victim];
+                *victim != slot && held.host == host && held.stage == Stage::Committed
+            };
+            let new = found.filter(leaves);
+            there.extend(new.filter(|victim| !there.contains(victim)));
+        }
+        if !there.is_empty() && !self.outstanding.contains_key(&slot) {
+            self.uncount_spot(slot);
+            self.make_leave(slot, &there);
+        }
+        Ok(())
+    }
+
+    /// As it was in an earlier life of the scheduler: the pod draws on that capacity
+    /// reservation. False where it cannot: the reservation has ended, is another
+    /// tenant's, or has no place left.
+    pub fn adopt_draw(&mut self, pod: PodId, booking: super::BookingId) -> bool {
+        let slot = self.by_id.get(&pod).copied();
+        slot.is_some_and(|slot| self.count_draw(slot, booking))
+    }
+
+    /// The smallest amount that a pod of the template could take.
+    ///
+    /// # Errors
+    /// [`crate::Refusal`], as placing it would give.
+    pub fn least(&self, spec: &PodTemplate) -> Result<Amount, crate::Refusal> {
+        let takes = match self.known_templates.get(spec) {
+            Some(template) => least(&self.templates[*template].choices),
+            None => least(&self.choices(spec)?),
+        };
+        Ok(takes)
     }
 
     /// The hold that a pod has now, where it is, and whether that is committed.
@@ -317,6 +374,39 @@ impl Fleet {
         }
     }
 
+    /// Makes a pod one that draws on a capacity reservation.
+    fn count_draw(&mut self, slot: u32, booking: super::BookingId) -> bool {
+        let tenant = self.templates[self.pods[slot].template].tenant;
+        let Some(booking) = self.find_booking(booking, tenant) else {
+            return false;
+        };
+        if self.pods[slot].booking != NONE || self.missing(booking) == 0 {
+            return false;
+        }
+        self.uncount_spot(slot);
+        self.rerank(slot, Class::Reserved);
+        self.pods[slot].booking = booking;
+        self.count_used(booking);
+        true
+    }
+
+    /// Moves a pod to another class in its tenant's order.
+    pub(super) fn rerank(&mut self, slot: u32, class: Class) {
+        let held = &mut self.pods[slot];
+        let (before, now) = (held.rank, (class, held.rank.1));
+        held.rank = now;
+        let tenant = self.templates[held.template].tenant;
+        let ranks = &mut self.tenants[tenant as usize].ranks;
+        if let Some(chain) = ranks.get_mut(&before) {
+            chain.remove::<BY_RANK, _>(&mut self.pods, slot);
+            if chain.len == 0 {
+                ranks.remove(&before);
+            }
+        }
+        let chain = ranks.entry(now).or_default();
+        chain.push::<BY_RANK, _>(&mut self.pods, slot);
+    }
+
     fn may_be_evicted_as_spot(&self, slot: u32) -> bool {
         let held = &self.pods[slot];
         held.rank.0 == Class::Spot
@@ -346,4 +436,10 @@ impl Fleet {
             *spot = spot.minus(held.takes);
         }
     }
+}
+
+/// Of each the least that one of them takes.
+pub(super) fn least(choices: &[super::Choice]) -> Amount {
+    let takes = choices.iter().map(|choice| choice.takes);
+    takes.reduce(Amount::least).unwrap_or_default()
 }

@@ -245,6 +245,25 @@ impl Fleet {
         self.hosts.get(host.0).map_or("", |host| &host.name)
     }
 
+    /// The name of the zone where a host stands; empty where it was removed.
+    #[must_use]
+    pub fn zone_name(&self, host: HostId) -> &str {
+        self.hosts.get(host.0).map_or("", |host| {
+            let zone = self.cells[host.cell as usize].zone;
+            &self.zones[zone as usize].name
+        })
+    }
+
+    /// Zones that have a host, by name, and whether one of these takes pods now.
+    pub fn zones_open(&self) -> impl Iterator<Item = (&str, bool)> {
+        self.zones().map(|name| {
+            let zone = &self.zones[self.zone_names[name] as usize];
+            let cells = zone.cells.iter().filter(|cell| **cell != crate::slab::NONE);
+            let mut open = cells.map(|cell| self.cells[*cell as usize].open);
+            (name, open.any(|open| open > 0))
+        })
+    }
+
     /// The flavor that a pod was placed as.
     ///
     /// # Panics

@@ -26,6 +26,19 @@ pub(crate) struct News {
 }
 
 impl News {
+    /// Both together.
+    pub(crate) fn and(mut self, later: Self) -> Self {
+        for (cell, room) in later.rooms {
+            let most = self.rooms.entry(cell).or_default();
+            *most = most.most(room);
+        }
+        self.freed.extend(later.freed);
+        self.nearby.extend(later.nearby);
+        self.tenants.extend(later.tenants);
+        self.hosts |= later.hosts;
+        self
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.freed.is_empty() && self.tenants.is_empty() && !self.hosts
     }
@@ -80,6 +93,11 @@ impl Fleet {
             *most = most.most(free);
             self.news.freed.insert(host);
         }
+    }
+
+    /// Whether something has changed for those that wait.
+    pub(crate) fn has_news(&self) -> bool {
+        !self.news.is_empty()
     }
 
     /// All news since the last time.

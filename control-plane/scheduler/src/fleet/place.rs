@@ -1,7 +1,7 @@
 //! Finding a host for a pod.
 
 use super::gate::Gate;
-use super::ledger::{Admission, Stage};
+use super::ledger::{Admission, Stage, least};
 use super::{Choice, Fleet, Template};
 use crate::index::{Found, Search};
 use crate::placement::{HostId, Placed, PodId, Prepared};
@@ -56,11 +56,7 @@ impl Fleet {
         }
         let entry = &self.templates[template];
         // The smallest that could be taken; the choice itself is checked again.
-        let least = entry.choices.iter().map(|choice| choice.takes);
-        let least = least
-            .reduce(crate::amount::Amount::least)
-            .unwrap_or_default();
-        self.check_limits(entry.tenant, least)?;
+        self.check_limits(entry.tenant, least(&entry.choices))?;
         let found = self.search(entry, false);
         let found = match found {
             None if entry.uses.iter().any(|used| !used.required) => self.search(entry, true),

@@ -45,21 +45,27 @@ impl Fleet {
         let victims: Vec<Ticket> = victims.collect();
         let mut placed = self.hold(pod, template, plan.choice, plan.host);
         let slot = self.by_id[&pod];
-        for victim in &plan.victims {
+        self.make_leave(slot, &plan.victims);
+        placed.victims = victims;
+        Ok(placed)
+    }
+
+    /// Those have to leave their host before the pod, which is on it too, may start.
+    pub(super) fn make_leave(&mut self, slot: u32, victims: &[u32]) {
+        let (host, takes) = (self.pods[slot].host, self.pods[slot].takes);
+        for victim in victims {
             self.uncount_spot(*victim);
             self.pods[*victim].stage = Stage::Leaving;
             self.leaving_for.insert(*victim, slot);
             let takes = self.pods[*victim].takes;
-            let strain = self.strains.entry(plan.host).or_default();
+            let strain = self.strains.entry(host).or_default();
             strain.leaving = strain.leaving.plus(takes);
         }
-        let strain = self.strains.entry(plan.host).or_default();
-        strain.waiting = strain.waiting.plus(plan.choice.takes);
-        self.outstanding
-            .insert(slot, crate::slab::number(plan.victims.len()));
-        self.reindex(plan.host);
-        placed.victims = victims;
-        Ok(placed)
+        let strain = self.strains.entry(host).or_default();
+        strain.waiting = strain.waiting.plus(takes);
+        let count = crate::slab::number(victims.len());
+        self.outstanding.insert(slot, count);
+        self.reindex(host);
     }
 
     /// Those that were to leave for a pod stay after all.

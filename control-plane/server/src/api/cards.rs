@@ -1,35 +1,36 @@
 //! The cards' streams.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use longship_proto::control::v1::cards_server::Cards;
-use longship_proto::control::v1::{FromCard, ToCard, from_card};
+use longship_proto::control::v1::{FromCard, from_card};
 use longship_proto::{Failure, FailureExt};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Control;
-use super::stream::Ending;
 use crate::auth::Caller;
 use crate::inventory::Session;
+use crate::outbox::{CardStream, Outbox};
 use crate::reconcile::{CardNews, Command};
 use crate::validate;
 
-/// Messages that may wait for one card.
-const QUEUE: usize = 1024;
 /// How long a card may take to register.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[tonic::async_trait]
 impl Cards for Control {
-    type AttachStream = Ending<ToCard>;
+    type AttachStream = CardStream;
 
     async fn attach(
         &self,
         request: Request<Streaming<FromCard>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
         let caller = request.extensions().get::<Caller>().cloned();
+        // Whoever comes when too many register waits here, before anything is read.
+        let _turn = self.registrations.acquire().await;
         let mut incoming = request.into_inner();
         let first = tokio::time::timeout(REGISTER_TIMEOUT, incoming.message()).await;
         let first = first.map_err(|_| {
@@ -42,7 +43,7 @@ impl Cards for Control {
             return Err(Failure::invalid("message", expected).into_status());
         };
         let register = validate::register(register).map_err(Failure::into_status)?;
-        let host = register.spec.name.clone();
+        let host = register.host.clone();
         if !caller.is_some_and(|caller| caller.is_card_of(&host)) {
             let other = format!("your certificate is not of host `{host}`");
             return Err(Failure {
@@ -53,10 +54,9 @@ impl Cards for Control {
         }
 
         let id = self.sessions.fetch_add(1, Ordering::Relaxed);
-        let (to_card, queue) = mpsc::channel(QUEUE);
-        let (end, ended) = oneshot::channel();
-        let open = to_card.clone();
-        let session = Session { id, to_card, end };
+        let outbox = Arc::new(Outbox::default());
+        let (stream, gone) = outbox.stream();
+        let session = Session { id, outbox };
         let register = Box::new(register);
         // Should the client break off just now, the lease takes the stream off again.
         let listener = Listener {
@@ -69,15 +69,12 @@ impl Cards for Control {
             session,
             answer,
         });
-        let first = match answered.await {
-            Ok(first) => first,
-            Err(status) => {
-                listener.pass_on(CardNews::Gone).await;
-                return Err(status);
-            }
-        };
-        tokio::spawn(listener.listen(incoming, open));
-        Ok(Response::new(Ending::new(first, queue, ended)))
+        if let Err(status) = answered.await {
+            listener.pass_on(CardNews::Gone).await;
+            return Err(status);
+        }
+        tokio::spawn(listener.listen(incoming, gone));
+        Ok(Response::new(stream))
     }
 }
 
@@ -90,13 +87,13 @@ struct Listener {
 
 impl Listener {
     /// Until the card is silent for good, or nobody listens to the answers any more
-    /// (`open` is closed then).
-    async fn listen(self, mut incoming: Streaming<FromCard>, open: mpsc::Sender<ToCard>) {
+    /// (`gone` resolves then).
+    async fn listen(self, mut incoming: Streaming<FromCard>, mut gone: oneshot::Receiver<()>) {
         let mut stopping = self.control.stopping.clone();
         loop {
             let message = tokio::select! {
                 message = incoming.message() => message,
-                () = open.closed() => break,
+                _ = &mut gone => break,
                 _ = stopping.wait_for(|stopping| *stopping) => break,
             };
             let message = match message {

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use longship_proto::{Failure, FailureExt};
 use longship_store::Store;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tonic::{Request, Status};
 
 pub(crate) use shared_events::PodsService;
@@ -34,6 +34,8 @@ pub(crate) struct Control {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) token_key: Arc<[u8]>,
     pub(crate) sessions: Arc<AtomicU64>,
+    /// Cards that may register at once.
+    pub(crate) registrations: Arc<Semaphore>,
     /// Whose namespaces are whose.
     pub(crate) tenancy: watch::Receiver<Arc<Tenancy>>,
     /// Clients' tokens.

@@ -1,7 +1,7 @@
 //! What can be asked of the reconciler.
 
 use longship_proto::Failure;
-use longship_proto::control::v1::{CapacityReservation, Host, Pod, PodReport, ToCard, Zone};
+use longship_proto::control::v1::{CapacityReservation, Host, Pod, PodReport, Zone};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -88,7 +88,7 @@ pub(crate) enum Command {
     Attach {
         register: Box<ValidRegister>,
         session: Session,
-        answer: Answer<Vec<ToCard>>,
+        answer: Answer<()>,
     },
     FromCard {
         host: String,

@@ -1,30 +1,129 @@
-//! A new pod.
+//! New pods: one, many, or a gang.
 
 use longship_proto::Failure;
 use longship_proto::control::v1::{Pod, PodStatus};
-use longship_scheduler::Refusal;
-use longship_store::{Expect, Transaction};
-use prost::Message;
+use longship_scheduler::{Class, Refusal};
 use uuid::Uuid;
 
-use super::command::Answer;
+use super::command::{Answer, GangOrder};
+use super::placement::waiting_since;
 use super::plan::refuse;
+use super::quota::Claim;
 use super::state::{Now, State};
 use crate::pods::PodRecord;
-use crate::records;
+use crate::records::Notes;
+use crate::template::template;
 use crate::validate::NewPod;
 
 impl State {
     pub(super) fn create(&mut self, now: Now, pod: NewPod, id: Uuid, answer: Answer<Pod>) {
         match self.create_pod(now, pod, id) {
-            Ok(record) => self.plan.reply(true, answer, move |version| {
-                record.to_pod(version.unwrap_or_default())
+            Ok(record) => self.plan.reply_with(answer, move |written| {
+                // As it is at the end of the batch, unless somebody was faster.
+                let version = written.pods.version(record.id);
+                let now = written.pods.get(record.id);
+                now.map_or_else(|| record.to_pod(version), |now| now.to_pod(version))
             }),
             Err(failure) => refuse(answer, failure),
         }
     }
 
-    fn create_pod(&mut self, now: Now, pod: NewPod, id: Uuid) -> Result<PodRecord, Failure> {
+    /// Creates each pod for itself, or all or none of a gang.
+    pub(super) fn create_many(
+        &mut self,
+        now: Now,
+        pods: Vec<(NewPod, Uuid)>,
+        gang: Option<GangOrder>,
+        answer: Answer<Vec<Result<Pod, Failure>>>,
+    ) {
+        let created = match gang {
+            Some(order) => self.create_gang(now, pods, order),
+            None => {
+                let pods = pods.into_iter();
+                pods.map(|(pod, id)| self.create_pod(now, pod, id))
+                    .collect()
+            }
+        };
+        self.plan.reply_with(answer, move |written| {
+            let pods = created.into_iter().map(|created| {
+                let record = created?;
+                let version = written.pods.version(record.id);
+                let now = written.pods.get(record.id);
+                Ok(now.map_or_else(|| record.to_pod(version), |now| now.to_pod(version)))
+            });
+            pods.collect()
+        });
+    }
+
+    fn create_pod(&mut self, now: Now, mut pod: NewPod, id: Uuid) -> Result<PodRecord, Failure> {
+        let tenant = self.tenant_of(&pod.metadata.namespace)?;
+        let mut claim = Claim::default();
+        self.check_name(&pod)?;
+        self.join_network(&tenant, &mut pod)?;
+        self.check_new(&tenant, &pod, &mut claim)?;
+        self.claim(now, &tenant, &claim)?;
+        let record = self.add_pod(now, tenant, pod, id);
+        self.wait(id);
+        Ok(record)
+    }
+
+    fn create_gang(
+        &mut self,
+        now: Now,
+        pods: Vec<(NewPod, Uuid)>,
+        order: GangOrder,
+    ) -> Vec<Result<PodRecord, Failure>> {
+        let count = pods.len();
+        match self.add_gang(now, pods, order) {
+            Ok(records) => records.into_iter().map(Ok).collect(),
+            Err(failure) => vec![Err(failure); count],
+        }
+    }
+
+    fn add_gang(
+        &mut self,
+        now: Now,
+        mut pods: Vec<(NewPod, Uuid)>,
+        order: GangOrder,
+    ) -> Result<Vec<PodRecord>, Failure> {
+        let mut claim = Claim::default();
+        let mut tenant = None;
+        for (at, (pod, _)) in pods.iter_mut().enumerate() {
+            let at_pod = |failure: Failure| Failure {
+                field: format!("pods[{at}].{}", failure.field),
+                ..failure
+            };
+            let its = self.tenant_of(&pod.metadata.namespace).map_err(at_pod)?;
+            let whole = tenant.get_or_insert_with(|| its.clone());
+            if *whole != its {
+                return Err(at_pod(Failure::invalid(
+                    "metadata.namespace",
+                    "a gang's pods must all be one tenant's",
+                )));
+            }
+            self.check_name(pod).map_err(at_pod)?;
+            self.join_network(&its, pod).map_err(at_pod)?;
+            self.check_new(&its, pod, &mut claim).map_err(at_pod)?;
+        }
+        let tenant = tenant.unwrap_or_default();
+        self.claim(now, &tenant, &claim)?;
+        let ids: Vec<Uuid> = pods.iter().map(|(_, id)| *id).collect();
+        if let [_, _, ..] = ids.as_slice() {
+            self.bind_gang(&ids, order.one_zone);
+        }
+        let records = pods.into_iter();
+        let records = records
+            .map(|(pod, id)| self.add_pod(now, tenant.clone(), pod, id))
+            .collect();
+        match ids.as_slice() {
+            [] => {}
+            [one] => self.wait(*one),
+            [first, ..] => self.gang_waits(*first),
+        }
+        Ok(records)
+    }
+
+    fn check_name(&self, pod: &NewPod) -> Result<(), Failure> {
         let (namespace, name) = (&pod.metadata.namespace, &pod.metadata.name);
         if let Some(existing) = self.pods.find(namespace, name) {
             let ending = match existing.is_deleted() {
@@ -36,43 +135,58 @@ impl State {
                 ..Failure::conflict(format!("pod {namespace}/{name} exists{ending}"))
             });
         }
-        let tenant = self.tenancy.tenant_of(namespace);
-        let tenant = tenant.map(str::to_owned).ok_or_else(|| Failure {
-            field: "metadata.namespace".into(),
-            ..Failure::not_found(format!("no tenant has the namespace `{namespace}`"))
-        })?;
-        self.scheduler.check(&pod.request).map_err(refusal)?;
-        let mut spec = pod.spec;
-        let new_vpc = self.ipam.join(&tenant, &mut spec)?;
+        Ok(())
+    }
 
-        let mut transaction = Transaction::new();
-        if let Some((name, record)) = new_vpc {
-            let bytes = record.encode_to_vec();
-            transaction = transaction.put(records::VPC, &name, bytes, Expect::Absent);
+    /// Checks a pod against what there is, and adds it to what is claimed.
+    fn check_new(&self, tenant: &str, pod: &NewPod, claim: &mut Claim) -> Result<(), Failure> {
+        let template = template(tenant, &pod.metadata, &pod.spec)?;
+        self.fleet.check(&template).map_err(refusal)?;
+        let takes = self.fleet.least(&template).map_err(refusal)?;
+        claim.add(takes, template.class == Class::Reserved);
+        Ok(())
+    }
+
+    /// Finds out in which network the pod will be. A VPC that is made for it stays,
+    /// whatever becomes of the pod.
+    fn join_network(&mut self, tenant: &str, pod: &mut NewPod) -> Result<(), Failure> {
+        if let Some((name, record)) = self.ipam.join(tenant, &mut pod.spec)? {
+            self.save_vpc(&name, &record);
         }
+        Ok(())
+    }
+
+    fn add_pod(&mut self, now: Now, tenant: String, pod: NewPod, id: Uuid) -> PodRecord {
         let mut meta = pod.metadata;
         meta.uid = id.to_string();
         meta.tenant = tenant;
         meta.generation = 1;
         meta.created_us = now.us;
-        let mut record = PodRecord {
+        let mut status = PodStatus {
+            timeline: waiting_since(now.us),
+            ..PodStatus::default()
+        };
+        status.set_phase(longship_proto::control::v1::Phase::Pending);
+        let record = PodRecord {
             id,
             meta,
-            spec,
-            status: PodStatus::default(),
+            spec: pod.spec,
+            status,
+            notes: Notes::default(),
         };
-        self.place(now, &mut record, &pod.request);
-        self.save_with(record.clone(), transaction);
-        Ok(record)
+        self.save(record.clone());
+        record
     }
 }
 
 /// The scheduler's refusal, with the field that it is about.
-fn refusal(refusal: Refusal) -> Failure {
+pub(super) fn refusal(refusal: Refusal) -> Failure {
     let field = match refusal {
-        Refusal::UnknownZone { .. } => "spec.zone",
+        Refusal::UnknownZone { .. } | Refusal::NoZones => "spec.zone",
         Refusal::UnknownFlavor { .. } | Refusal::FlavorTooSmall { .. } => "spec.flavor",
-        Refusal::TooLarge { .. } => "spec.containers",
+        Refusal::TooLarge { .. } | Refusal::Gpus(_) | Refusal::Disks(_) => "spec.containers",
+        Refusal::UnknownFamily(_) | Refusal::FamilyAndFlavors => "spec.placement.family",
+        Refusal::Skew => "spec.placement.constraints",
         _ => "spec",
     };
     Failure::invalid(field, refusal.to_string())

@@ -4,7 +4,7 @@ use longship_proto::Failure;
 use longship_proto::control::v1::Pod;
 
 use super::command::{Access, Answer};
-use super::plan::{Tell, refuse};
+use super::plan::refuse;
 use super::state::{Now, State};
 use crate::pods::PodRecord;
 
@@ -12,8 +12,8 @@ use crate::pods::PodRecord;
 pub(super) const UNREACHABLE: &str = "HostUnreachable";
 
 impl State {
-    /// Marks a pod for deletion, or lets it go at once where no card has seen it.
-    /// Asking again is harmless, and may change the grace.
+    /// Marks a pod for deletion, or lets it go at once where no card has anything of
+    /// it. Asking again is harmless, and may change the grace.
     pub(super) fn delete(
         &mut self,
         now: Now,
@@ -24,11 +24,12 @@ impl State {
         let Some(found) = self.pods.find(namespace, name) else {
             return refuse(answer, no_pod(namespace, name));
         };
-        let mut record = found.clone();
+        let mut record = PodRecord::clone(found);
+        let before = record.clone();
         if !record.is_deleted() {
             record.meta.deleted_us = now.us;
         }
-        if record.status.host.is_empty() {
+        if self.is_nowhere(&record) {
             let record = self.forget(record);
             return self.plan.reply(true, answer, move |version| {
                 record.to_pod(version.unwrap_or_default())
@@ -41,18 +42,23 @@ impl State {
         if !self.leases.holds(&record.status.host) {
             self.say_unreachable(&mut record);
         }
-        let changed = record != *found;
-        let version = self.pods.version(record.id);
-        if changed {
-            self.plan.tell.push(Tell::Assign {
-                host: record.status.host.clone(),
-                id: record.id,
-            });
-            self.save(record.clone());
+        let id = record.id;
+        if record != before {
+            self.save(record);
+            self.tell_card(id);
         }
-        self.plan.reply(changed, answer, move |written| {
-            record.to_pod(written.unwrap_or(version))
+        self.plan.reply_with(answer, move |written| {
+            let version = written.pods.version(id);
+            let now = written.pods.get(id);
+            now.map_or_else(|| before.to_pod(version), |now| now.to_pod(version))
         });
+    }
+
+    /// Whether no card has anything of a pod, or will be asked what it has.
+    fn is_nowhere(&self, record: &PodRecord) -> bool {
+        let host = &record.status.host;
+        let fenced = self.inventory.record(host).is_none_or(|host| host.fenced);
+        host.is_empty() || fenced || self.is_held_back(record.id)
     }
 
     /// Where a pod's streams are to be had.
@@ -69,7 +75,7 @@ impl State {
         let host = &record.status.host;
         if host.is_empty() {
             return Err(Failure::unavailable(format!(
-                "pod {namespace}/{name} runs nowhere yet: {}",
+                "pod {namespace}/{name} runs nowhere: {}",
                 record.status.message
             )));
         }
@@ -88,21 +94,23 @@ impl State {
     pub(super) fn say_unreachable(&self, record: &mut PodRecord) {
         let host = &record.status.host;
         let silent = self.leases.duration().as_secs_f32();
+        let given_up = (self.leases.duration() + self.leases.fence_after()).as_secs_f32();
         record.status.message = if record.is_deleted() {
             format!(
                 "the deletion waits for host `{host}`: its card has been silent for over \
-                 {silent} s, and only it can release the pod"
+                 {silent} s, and only it can release the pod until the host is given up \
+                 after {given_up} s"
             )
         } else {
             format!(
                 "host `{host}` is unreachable: its card has been silent for over {silent} s; \
-                 the pod may still run"
+                 the pod may still run, and is given up after {given_up} s"
             )
         };
         UNREACHABLE.clone_into(&mut record.status.reason);
     }
 }
 
-fn no_pod(namespace: &str, name: &str) -> Failure {
+pub(super) fn no_pod(namespace: &str, name: &str) -> Failure {
     Failure::not_found(format!("no pod {namespace}/{name}"))
 }

@@ -8,10 +8,10 @@ use longship_proto::control::v1::{
     Container, HostCapacity, ObjectMeta, Phase, Pod, PodReport, PodSpec, PodStatus, Register,
     Resources,
 };
-use longship_scheduler::{HostView, Policy, SANDBOX_OVERHEAD_BYTES};
+use longship_scheduler::{Amount, Policy, SANDBOX_OVERHEAD_BYTES};
 use longship_store::{RedbOptions, RedbStore, Store};
 use proptest::prelude::*;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -19,6 +19,7 @@ use super::command::{CardNews, Command};
 use super::state::{Now, State};
 use crate::inventory::Session;
 use crate::lease::Leases;
+use crate::outbox::Outbox;
 use crate::phase::is_over;
 use crate::pods::PodRecord;
 use crate::tenancy::{Tenancy, Unclaimed};
@@ -88,23 +89,21 @@ struct World {
     now: Now,
     next: u128,
     sessions: BTreeMap<String, u64>,
-    /// What keeps the streams open, and the answers that must come.
-    open: Vec<mpsc::Receiver<longship_proto::control::v1::ToCard>>,
+    /// The answers that must come.
     answers: Vec<oneshot::Receiver<()>>,
 }
 
-async fn load(store: &RedbStore) -> State {
+async fn load(now: Now, store: &RedbStore) -> State {
     let tenancy = Tenancy::new(Unclaimed::Defaults);
-    State::load(
-        store,
+    let state = State::empty(
+        now,
         Policy::Spread,
-        Leases::new(LEASE),
+        Leases::new(LEASE, LEASE * 3),
         vec![7; 32],
         tenancy,
         Arc::default(),
-    )
-    .await
-    .unwrap()
+    );
+    state.filled(now, store).await.unwrap()
 }
 
 fn host_name(host: u8) -> String {
@@ -217,15 +216,13 @@ impl World {
         };
         self.next += 1;
         let id = u64::try_from(self.next).unwrap();
-        let (to_card, queue) = mpsc::channel(4);
-        let (end, _) = oneshot::channel();
-        self.open.push(queue);
+        let outbox = Arc::new(Outbox::default());
         self.sessions.insert(host_name(host), id);
         let (answer, answered) = oneshot::channel();
         self.must_answer(answered);
         Command::Attach {
             register: Box::new(validate::register(register).unwrap()),
-            session: Session { id, to_card, end },
+            session: Session { id, outbox },
             answer,
         }
     }
@@ -254,7 +251,13 @@ impl World {
         for object in &stored {
             let pod: Pod = records::decode(object).unwrap();
             let record = PodRecord::from_pod(pod).unwrap();
-            prop_assert_eq!(self.state.pods.get(record.id), Some(&record));
+            prop_assert_eq!(
+                self.state
+                    .pods
+                    .get(record.id)
+                    .map(|pod| (&pod.meta, &pod.spec, &pod.status)),
+                Some((&record.meta, &record.spec, &record.status))
+            );
             prop_assert_eq!(self.state.pods.version(record.id), object.version);
             pods.push(record);
         }
@@ -262,8 +265,8 @@ impl World {
         for record in &pods {
             let status = &record.status;
             let waits = status.phase() == Phase::Pending;
-            prop_assert_eq!(waits, status.host.is_empty(), "{:?}", record);
-            prop_assert_eq!(waits, status.eni.is_none(), "{:?}", record);
+            prop_assert!(!waits || status.host.is_empty(), "{:?}", record);
+            prop_assert_eq!(status.host.is_empty(), status.eni.is_none(), "{:?}", record);
             prop_assert!(!waits || !status.reason.is_empty() && !status.message.is_empty());
             prop_assert!(
                 !waits || !record.is_deleted(),
@@ -277,18 +280,18 @@ impl World {
                 prop_assert_eq!(&record.spec.zone, &status.zone);
             }
         }
-        for view in self.state.scheduler.hosts() {
+        for view in self.state.fleet.hosts() {
             let on = pods.iter().map(|record| &record.status);
-            let on = on.filter(|s| s.host == view.spec.name && !is_over(s.phase()));
+            let on = on.filter(|s| s.host == view.facts.name && !is_over(s.phase()));
             let flavors: Vec<_> = on.filter_map(|status| status.flavor.clone()).collect();
             let cpu: u32 = flavors.iter().map(|f| f.cpu_millis).sum();
             let memory: u64 = flavors
                 .iter()
                 .map(|f| f.memory_bytes + SANDBOX_OVERHEAD_BYTES)
                 .sum();
-            let capacity = view.spec.capacity;
-            prop_assert_eq!(view.pods as usize, flavors.len());
-            prop_assert!(memory <= capacity.memory_bytes && view.pods <= capacity.pods);
+            let capacity = view.facts.capacity;
+            prop_assert_eq!(view.used.pods as usize, flavors.len());
+            prop_assert!(memory <= capacity.memory_bytes && view.used.pods <= capacity.pods);
             // A host may shrink below what its pods have; it takes no more then.
             prop_assert_eq!(
                 view.free.cpu_millis,
@@ -299,14 +302,10 @@ impl World {
     }
 }
 
-fn without_ready(state: &State) -> BTreeMap<String, HostView> {
-    let hosts = state.scheduler.hosts().map(|view| {
-        let view = HostView {
-            ready: false,
-            ..view
-        };
-        (view.spec.name.clone(), view)
-    });
+/// What hosts have promised. Who of them is ready does not outlive a restart.
+fn promised(state: &State) -> BTreeMap<String, (Amount, Amount, bool)> {
+    let hosts = state.fleet.hosts();
+    let hosts = hosts.map(|host| (host.facts.name, (host.free, host.used, host.cordoned)));
     hosts.collect()
 }
 
@@ -314,36 +313,34 @@ async fn play(batches: &[Vec<Act>]) -> Result<(), TestCaseError> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("control.redb");
     let store = Arc::new(RedbStore::open(&path, RedbOptions::default()).unwrap());
+    let now = Now {
+        us: 1_700_000_000_000_000,
+        at: Instant::now(),
+    };
     let mut world = World {
-        state: load(&store).await,
+        state: load(now, &store).await,
         store,
-        now: Now {
-            us: 1_700_000_000_000_000,
-            at: Instant::now(),
-        },
+        now,
         next: 0,
         sessions: BTreeMap::new(),
-        open: Vec::new(),
         answers: Vec::new(),
     };
     for batch in batches {
         for act in batch {
             world.act(act);
         }
-        world.state.expire_leases(world.now);
-        world.state.place_waiting(world.now);
+        world.state.go_on(world.now);
         super::flush(&mut world.state, &*world.store).await.unwrap();
         for answered in world.answers.drain(..) {
             prop_assert!(answered.await.is_ok(), "somebody was not answered");
         }
         world.check().await?;
         if batch.iter().any(|act| matches!(act, Act::Restart)) {
-            let before = (without_ready(&world.state), world.state.ipam.all_taken());
-            world.state = load(&world.store).await;
-            let after = (without_ready(&world.state), world.state.ipam.all_taken());
+            let before = (promised(&world.state), world.state.ipam.all_taken());
+            world.state = load(world.now, &world.store).await;
+            let after = (promised(&world.state), world.state.ipam.all_taken());
             prop_assert_eq!(after, before, "something was lost or leaked");
             world.sessions.clear();
-            world.open.clear();
             world.check().await?;
         }
     }

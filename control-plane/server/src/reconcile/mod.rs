@@ -10,25 +10,35 @@ mod attach;
 mod command;
 mod create;
 mod delete;
+mod evict;
+mod flush;
+mod gang;
 #[cfg(test)]
 mod histories;
+mod hosts;
+mod load;
 mod networks;
 mod placement;
 mod plan;
+mod quota;
 mod report;
+mod reservation;
+mod silence;
 mod state;
 mod tenants;
 mod tokens;
+mod waiting;
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use longship_proto::Failure;
-use longship_store::{Store, StoreError, Transaction};
+use longship_store::{Store, StoreError};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 pub(crate) use command::{Answer, CardNews, Command, GangOrder};
 pub(crate) use networks::NetworkCommand;
+use flush::flush;
 pub(crate) use placement::flavor;
 use state::Now;
 pub(crate) use state::State;
@@ -38,7 +48,7 @@ pub(crate) use tokens::TokenCommand;
 /// Commands that may wait.
 pub(crate) const QUEUE: usize = 1024;
 /// Commands that are decided and written in one go, at most.
-const BATCH: usize = 256;
+const BATCH: usize = 512;
 
 /// Works until the last sender of commands is gone.
 ///
@@ -50,24 +60,20 @@ pub(crate) async fn run(
     mut commands: mpsc::Receiver<Command>,
 ) -> Result<(), StoreError> {
     let mut batch = Vec::with_capacity(BATCH);
-    // What was waiting when the server stopped may have room now.
-    state.place_waiting(Now::get());
-    flush(&mut state, &*store).await?;
     loop {
-        let next_end = state.leases.next_end();
-        tokio::select! {
-            taken = commands.recv_many(&mut batch, BATCH) => if taken == 0 {
-                return Ok(());
-            },
-            () = at(next_end) => {}
-        }
         let now = Now::get();
         for command in batch.drain(..) {
             state.decide(now, command);
         }
-        state.expire_leases(now);
-        state.place_waiting(now);
+        state.go_on(now);
         flush(&mut state, &*store).await?;
+        let next = state.next_event(Now::get());
+        tokio::select! {
+            taken = commands.recv_many(&mut batch, BATCH) => if taken == 0 {
+                return Ok(());
+            },
+            () = at(next) => {}
+        }
     }
 }
 
@@ -82,6 +88,9 @@ impl State {
     fn decide(&mut self, now: Now, command: Command) {
         match command {
             Command::Create { pod, uid, answer } => self.create(now, *pod, uid, answer),
+            Command::CreateMany { pods, gang, answer } => {
+                self.create_many(now, pods, gang, answer);
+            }
             Command::Delete {
                 namespace,
                 name,
@@ -94,33 +103,38 @@ impl State {
                 answer,
             } => self.access(&namespace, &name, answer),
             Command::Networks(command) => self.decide_networks(command),
-            Command::Tenants(command) => self.decide_tenants(command),
+            Command::Tenants(command) => self.decide_tenants(now, command),
             Command::Tokens(command) => self.decide_tokens(now, command),
             Command::ListHosts {
                 zone,
                 after,
                 limit,
                 answer,
-            } => {
-                let mut hosts = self.inventory.list(&self.scheduler);
-                hosts.retain(|host| {
-                    host.name > after && zone.as_ref().is_none_or(|zone| *zone == host.zone)
-                });
-                let more = hosts.len() > limit;
-                hosts.truncate(limit);
-                self.plan
-                    .reply(false, answer, move |_| command::HostPage { hosts, more });
+            } => self.list_hosts(zone.as_deref(), &after, limit, answer),
+            Command::ListZones { answer } => self.list_zones(answer),
+            Command::Cordon {
+                host,
+                cordoned,
+                answer,
+            } => self.cordon(&host, cordoned, answer),
+            Command::Drain {
+                host,
+                grace_seconds,
+                answer,
+            } => self.drain(now, &host, grace_seconds, answer),
+            Command::RemoveHost { host, answer } => self.remove_host(now, &host, answer),
+            Command::Reserve {
+                reservation,
+                answer,
+            } => self.reserve(now, reservation, answer),
+            Command::ListReservations { tenant, answer } => {
+                self.list_reservations(tenant.as_deref(), answer);
             }
-            Command::CreateMany { answer, .. } => plan::refuse(answer, not_yet()),
-            Command::ListZones { answer } => plan::refuse(answer, not_yet()),
-            Command::Cordon { answer, .. } | Command::Drain { answer, .. } => {
-                plan::refuse(answer, not_yet());
-            }
-            Command::RemoveHost { answer, .. } | Command::EndReservation { answer, .. } => {
-                plan::refuse(answer, not_yet());
-            }
-            Command::Reserve { answer, .. } => plan::refuse(answer, not_yet()),
-            Command::ListReservations { answer, .. } => plan::refuse(answer, not_yet()),
+            Command::EndReservation {
+                tenant,
+                name,
+                answer,
+            } => self.end_reservation(&tenant, &name, answer),
             Command::Attach {
                 register,
                 session,
@@ -130,68 +144,44 @@ impl State {
                 host,
                 session,
                 news,
-            } => {
-                if !self.inventory.is_current(&host, session) {
-                    return;
-                }
-                match news {
-                    CardNews::Gone => self.detach(&host),
-                    CardNews::Heartbeat => self.leases.renew(&host, now.at),
-                    CardNews::Reports(reports) => {
-                        self.leases.renew(&host, now.at);
-                        for report in reports {
-                            self.report(&host, report);
-                        }
-                    }
-                }
-            }
+            } => self.hear(now, &host, session, news),
         }
     }
-}
 
-fn not_yet() -> Failure {
-    Failure::unavailable("this server cannot do that yet")
-}
-
-/// Writes the plan, then tells and answers.
-async fn flush(state: &mut State, store: &dyn Store) -> Result<(), StoreError> {
-    let plan = std::mem::take(&mut state.plan);
-    let mut versions = Vec::with_capacity(plan.steps.len());
-    let (pods, transactions): (Vec<_>, Vec<Transaction>) = plan
-        .steps
-        .into_iter()
-        .map(|step| (step.pod, step.transaction))
-        .unzip();
-    if !transactions.is_empty() {
-        for result in store.commit_all(transactions).await {
-            match result {
-                Ok(version) => versions.push(version),
-                Err(error) => {
-                    let failure = Failure::unavailable(format!("not written: {error}"));
-                    for (_, reply) in plan.replies {
-                        reply(Err(failure.clone()));
-                    }
-                    return Err(error);
+    /// What a card says, unless it is a former stream of its that says it.
+    fn hear(&mut self, now: Now, host: &str, session: u64, news: CardNews) {
+        if !self.inventory.is_current(host, session) {
+            return;
+        }
+        match news {
+            CardNews::Gone => self.detach(host),
+            CardNews::Heartbeat => self.leases.renew(host, now.at),
+            CardNews::Reports(reports) => {
+                self.leases.renew(host, now.at);
+                for report in reports {
+                    self.report(now, host, report);
                 }
             }
         }
     }
-    for (pod, version) in pods.into_iter().zip(&versions) {
-        if let Some(id) = pod {
-            state.pods.set_version(id, *version);
-            if let Some(placed) = state.pods.get(id).map(crate::pods::PodRecord::pod_id) {
-                // It may have no place: it waits, or it is over.
-                let _ = state.scheduler.commit(placed);
-            }
+
+    /// What follows from the commands, and from the time.
+    fn go_on(&mut self, now: Now) {
+        self.expire_leases(now);
+        let ends = self.fleet.next_end();
+        if ends.is_some_and(|ends| ends <= now.time()) {
+            self.keep_reserved(now);
         }
+        self.place_waiting(now);
     }
-    state.tenants_written(plan.tenants, &versions);
-    for tell in plan.tell {
-        state.tell(tell);
+
+    /// When something follows though no command comes.
+    fn next_event(&self, now: Now) -> Option<Instant> {
+        let reserved = self.fleet.next_end().map(|ends| {
+            let left = ends.0.saturating_sub(now.time().0);
+            now.at + Duration::from_millis(left)
+        });
+        let next = [self.leases.next_end(), self.next_look(now.at), reserved];
+        next.into_iter().flatten().min()
     }
-    for (steps, reply) in plan.replies {
-        let version = steps.checked_sub(1).and_then(|last| versions.get(last));
-        reply(Ok(version.copied()));
-    }
-    Ok(())
 }

@@ -131,6 +131,7 @@ impl State {
         let NewSubnet { name, cidr, zone } = subnet;
         let record = self.ipam.add_subnet(tenant, vpc, (name, *cidr, zone))?;
         self.save_vpc(vpc, &record);
+        self.try_all_addresses_again(vpc);
         Ok(Subnet {
             name: name.clone(),
             cidr: cidr.to_string(),
@@ -158,7 +159,7 @@ impl State {
         vpc: &str,
         subnet: Option<&str>,
     ) -> Result<(), Failure> {
-        let mut waiting = self.pods.waiting();
+        let mut waiting = self.pods.waiting_after(None);
         // Of another tenant's pods nothing is said.
         let waits = waiting.find(|record| {
             tenant.is_none_or(|tenant| tenant_of_pod(&record.meta) == tenant)

@@ -1,149 +1,157 @@
-//! Finding a place for a pod: host, capacity, address; all of it or nothing.
+//! Taking up a place: host, capacity, address; all of it or nothing.
 
-use std::collections::BTreeMap;
-
-use longship_proto::control::v1::{Flavor, Phase, PodStatus, Stage};
-use longship_scheduler::{PlaceError, Request};
-
+use longship_proto::control::v1::{Eni, Flavor, Phase, PodStatus, Stage};
+use longship_scheduler::Placed;
 use uuid::Uuid;
 
-use super::plan::Tell;
+use super::evict::Why;
 use super::state::{Now, State};
-use crate::pods::PodRecord;
+use crate::records::Notes;
 
 /// The stage of the timeline that this is.
 const STAGE: &str = "schedule";
 /// Which process measures it.
 pub(super) const COMPONENT: &str = "control";
 
-/// Why a pod has no place yet.
-struct Waiting {
-    reason: &'static str,
-    message: String,
+/// The timeline of a pod that waits.
+pub(super) fn waiting_since(us: i64) -> Vec<Stage> {
+    vec![Stage {
+        name: STAGE.into(),
+        component: COMPONENT.into(),
+        start_us: us,
+        end_us: 0,
+    }]
+}
+
+/// Takes everything out of a status that a pod with no place has none of.
+pub(super) fn unplace(status: &mut PodStatus) {
+    status.host.clear();
+    status.zone.clear();
+    status.flavor = None;
+    status.eni = None;
 }
 
 impl State {
-    /// Looks for a place, and says in the pod's status what became of it.
-    pub(super) fn place(&mut self, now: Now, record: &mut PodRecord, request: &Request) {
-        let waiting = self.find_place(record, request).err();
-        let status = &mut record.status;
-        let mut stage = Stage {
-            name: STAGE.into(),
-            component: COMPONENT.into(),
-            start_us: record.meta.created_us,
-            end_us: 0,
-        };
-        match waiting {
-            None => {
-                stage.end_us = now.us;
-                status.set_phase(Phase::Scheduled);
-                status.reason.clear();
-                status.message.clear();
-                self.plan.tell.push(Tell::Assign {
-                    host: status.host.clone(),
-                    id: record.id,
-                });
-            }
-            Some(waiting) => {
-                status.set_phase(Phase::Pending);
-                waiting.reason.clone_into(&mut status.reason);
-                status.message = waiting.message;
+    /// Pods that waited have places: one pod, or a gang. Where there are not addresses
+    /// for all, the places are given back.
+    pub(super) fn take_places(&mut self, now: Now, places: Vec<Placed>) {
+        let ids: Vec<Uuid> = places
+            .iter()
+            .map(|placed| Uuid::from_u128(placed.ticket.pod.0))
+            .collect();
+        let mut enis = Vec::with_capacity(places.len());
+        for (placed, id) in places.iter().zip(&ids) {
+            match self.address_for(placed, *id) {
+                Ok(eni) => enis.push(eni),
+                Err(vpc) => {
+                    self.give_back(&places, &enis);
+                    return self.wait_for_address(&ids, &vpc);
+                }
             }
         }
-        status.timeline = vec![stage];
+        for ((placed, id), eni) in places.iter().zip(&ids).zip(enis) {
+            self.take_place(now, placed, *id, eni);
+        }
+        // Its pods are for themselves from now on. They are written before it goes.
+        for id in &ids {
+            let _ = self.end_gang(*id);
+        }
+        for placed in &places {
+            let winner = Uuid::from_u128(placed.ticket.pod.0);
+            for victim in &placed.victims {
+                let victim = Uuid::from_u128(victim.pod.0);
+                self.evict(now, victim, Why::Preempted { winner }, None);
+            }
+        }
     }
 
-    fn find_place(&mut self, record: &mut PodRecord, request: &Request) -> Result<(), Waiting> {
-        let placed = self.scheduler.reserve(record.pod_id(), request);
-        let placed = placed.map_err(|error| Waiting {
-            reason: match error {
-                PlaceError::Refused(_) => "Refused",
-                _ => "Unschedulable",
-            },
-            message: error.to_string(),
-        })?;
-        let Some(eni) = self
-            .ipam
-            .allocate(&record.spec.vpc, &record.spec.subnet, &placed.zone)
-        else {
-            let _ = self.scheduler.release(record.pod_id());
-            return Err(Waiting {
-                reason: "NoAddress",
-                message: format!("the VPC `{}` has no free address", record.spec.vpc),
-            });
+    /// An address for the pod, or the VPC that has none for it.
+    fn address_for(&mut self, placed: &Placed, id: Uuid) -> Result<Eni, String> {
+        let Some(record) = self.pods.get(id) else {
+            return Err(String::new());
         };
-        record.status.host = placed.host;
-        record.status.zone = placed.zone;
-        record.status.flavor = Some(flavor(&placed.flavor));
-        record.status.eni = Some(eni);
-        Ok(())
+        let (vpc, subnet) = (&record.spec.vpc, &record.spec.subnet);
+        let zone = self.fleet.zone_name(placed.host);
+        let eni = self.ipam.allocate(vpc, subnet, zone);
+        eni.ok_or_else(|| vpc.clone())
     }
 
-    /// Tries again for those that wait, the oldest first. Once one of them found no
-    /// room, others that ask for the same are not tried.
-    pub(super) fn place_waiting(&mut self, now: Now) {
-        if !std::mem::take(&mut self.room) {
+    fn give_back(&mut self, places: &[Placed], enis: &[Eni]) {
+        for placed in places.iter().rev() {
+            // It was reserved just now.
+            let _ = self.fleet.roll_back(placed.ticket);
+        }
+        for eni in enis {
+            self.ipam.release(&eni.vpc, &eni.address);
+        }
+    }
+
+    fn wait_for_address(&mut self, ids: &[Uuid], vpc: &str) {
+        // One of a gang stands for all of it.
+        let waiting = self.unaddressed.entry(vpc.to_owned()).or_default();
+        waiting.extend(ids.first());
+        for id in ids {
+            let message = format!("the VPC `{vpc}` has no free address");
+            self.say_waiting(*id, "NoAddress", message);
+        }
+    }
+
+    /// Addresses of a VPC have come free: one of those that wait for one is tried again.
+    pub(super) fn try_addresses_again(&mut self, vpc: &str) {
+        let Some(waiting) = self.unaddressed.get_mut(vpc) else {
             return;
+        };
+        let next = waiting.pop_first();
+        if waiting.is_empty() {
+            self.unaddressed.remove(vpc);
         }
-        let waiting: Vec<Uuid> = self.pods.waiting().map(|record| record.id).collect();
-        let mut full = BTreeMap::new();
-        for id in waiting {
-            let Some(record) = self.pods.get(id) else {
-                continue;
-            };
-            let request = request(record);
-            let Ok(flavor) = self.scheduler.check(&request) else {
-                continue;
-            };
-            let class = (
-                request.zone.clone(),
-                flavor.name.clone(),
-                record.spec.vpc.clone(),
-            );
-            let before = cause(&record.status);
-            if full.get(&class) == Some(&before) {
-                continue;
-            }
-            let mut record = record.clone();
-            self.place(now, &mut record, &request);
-            if record.status.phase() != Phase::Pending {
-                self.save(record);
-                continue;
-            }
-            let still = cause(&record.status);
-            full.insert(class, still.clone());
-            if still != before {
-                self.save(record);
-            }
+        if let Some(id) = next {
+            self.wait_again(id);
         }
     }
-}
 
-/// Why a pod waits, without the amounts: these change all the time, and are not
-/// worth a write each.
-fn cause(status: &PodStatus) -> (String, String) {
-    let message = status.message.split(':').next().unwrap_or_default();
-    (status.reason.clone(), message.to_owned())
-}
-
-/// What a pod in the store asks of the scheduler.
-fn request(record: &PodRecord) -> Request {
-    let resources = record
-        .spec
-        .containers
-        .iter()
-        .filter_map(|one| one.resources);
-    let some = |text: &String| (!text.is_empty()).then(|| text.clone());
-    let mut request = Request {
-        zone: some(&record.spec.zone),
-        flavor: some(&record.spec.flavor),
-        ..Request::default()
-    };
-    for one in resources {
-        request.cpu_millis = request.cpu_millis.saturating_add(one.cpu_millis);
-        request.memory_bytes = request.memory_bytes.saturating_add(one.memory_bytes);
+    /// A VPC has more addresses: all that wait for one are tried again.
+    pub(super) fn try_all_addresses_again(&mut self, vpc: &str) {
+        for id in self.unaddressed.remove(vpc).unwrap_or_default() {
+            self.wait_again(id);
+        }
     }
-    request
+
+    fn take_place(&mut self, now: Now, placed: &Placed, id: Uuid, eni: Eni) {
+        self.quotas.wait_no_more(id);
+        let host = self.fleet.host_name(placed.host).to_owned();
+        let zone = self.fleet.zone_name(placed.host).to_owned();
+        let flavor = flavor(self.fleet.flavor(placed));
+        let drawn_on = match placed.from_reservation {
+            true => self.fleet.drawn_on(placed.ticket.pod),
+            false => None,
+        };
+        let others = placed.victims.len();
+        self.change(id, |record| {
+            let status = &mut record.status;
+            status.set_phase(Phase::Scheduled);
+            status.reason.clear();
+            status.message.clear();
+            if others > 0 {
+                "WaitsForOthers".clone_into(&mut status.reason);
+                status.message = format!("{others} less important pods leave its place first");
+            }
+            status.host = host;
+            status.zone = zone;
+            status.flavor = Some(flavor);
+            status.eni = Some(eni);
+            if let Some(stage) = status.timeline.last_mut() {
+                stage.end_us = now.us;
+            }
+            record.notes = Notes {
+                draws_on: drawn_on
+                    .map(|id| Uuid::from_u128(id.0).to_string())
+                    .unwrap_or_default(),
+                ..Notes::default()
+            };
+        });
+        self.tell_card(id);
+    }
 }
 
 /// The flavor as the API tells it.

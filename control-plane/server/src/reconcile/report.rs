@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::placement::COMPONENT;
 use super::plan::Tell;
-use super::state::State;
+use super::state::{Now, State};
 use crate::phase::{is_over, may_follow};
 use crate::pods::PodRecord;
 
@@ -17,7 +17,7 @@ const MAX_MESSAGE: usize = 4096;
 impl State {
     /// Takes a report over into the pod's status. One that is stale, of a pod that is
     /// not this host's, or that goes back in the pod's life, changes nothing.
-    pub(super) fn report(&mut self, host: &str, report: PodReport) {
+    pub(super) fn report(&mut self, now: Now, host: &str, report: PodReport) {
         let reported = report.status.unwrap_or_default();
         let record = Uuid::parse_str(&report.uid)
             .ok()
@@ -31,17 +31,17 @@ impl State {
             }
             return;
         };
-        let pod = &record.meta.uid;
+        let (id, pod) = (record.id, &record.meta.uid);
         if report.generation != record.meta.generation {
             tracing::debug!(pod, host, generation = report.generation, "stale report");
             return;
         }
-        let (now, next) = (record.status.phase(), reported.phase());
-        if !may_follow(now, next) {
+        let (before, next) = (record.status.phase(), reported.phase());
+        if !may_follow(before, next) {
             tracing::warn!(
                 pod,
                 host,
-                ?now,
+                ?before,
                 ?next,
                 "a report goes back in the pod's life"
             );
@@ -49,31 +49,32 @@ impl State {
         }
         if next == Phase::Released {
             if record.is_deleted() {
-                let record = record.clone();
+                let record = PodRecord::clone(record);
                 self.forget(record);
+            } else if record.notes.eviction.is_some() {
+                self.has_left(now, id);
             } else {
                 tracing::warn!(pod, host, "released, though nobody asked for it");
             }
             return;
         }
-        let mut changed = record.clone();
-        take_over(&mut changed, reported);
-        if changed == *record {
+        let status = taken_over(record, reported);
+        if status == record.status {
             return;
         }
-        if is_over(next) && !is_over(now) {
+        if is_over(next) && !is_over(before) {
             // The card reports the end of a pod after it has given the sandbox back.
-            let _ = self.scheduler.release(changed.pod_id());
-            self.room = true;
+            self.leave_host(id);
         }
-        self.save(changed);
+        self.change(id, |record| record.status = status);
     }
 }
 
-/// Takes over what is the card's to say, within bounds. Host, zone, flavor, ENI and
-/// the control plane's own stages are not.
-fn take_over(record: &mut PodRecord, reported: PodStatus) {
+/// The status with what is the card's to say, within bounds. Host, zone, flavor, ENI
+/// and the control plane's own stages are not, nor is why it has to leave.
+fn taken_over(record: &PodRecord, reported: PodStatus) -> PodStatus {
     let own = &record.status;
+    let phase = reported.phase();
     let mut timeline: Vec<_> = own
         .timeline
         .iter()
@@ -100,12 +101,24 @@ fn take_over(record: &mut PodRecord, reported: PodStatus) {
     let (mut reason, mut message) = (reported.reason, reported.message);
     shorten(&mut reason, MAX_WORD);
     shorten(&mut message, MAX_MESSAGE);
-    let status = &mut record.status;
-    status.phase = reported.phase;
-    status.reason = reason;
-    status.message = message;
-    status.containers = containers;
-    status.timeline = timeline;
+    if let Some(eviction) = &record.notes.eviction
+        && !is_over(phase)
+    {
+        eviction.reason.clone_into(&mut reason);
+        eviction.message.clone_into(&mut message);
+    }
+    PodStatus {
+        phase: reported.phase,
+        reason,
+        message,
+        containers,
+        timeline,
+        host: own.host.clone(),
+        zone: own.zone.clone(),
+        flavor: own.flavor.clone(),
+        eni: own.eni.clone(),
+        moves: own.moves,
+    }
 }
 
 fn shorten(text: &mut String, most: usize) {

@@ -1,23 +1,27 @@
-//! All that the control plane knows, and how it is read back from the store.
+//! All that the control plane knows.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-use longship_proto::control::v1::{Phase, Pod};
-use longship_scheduler::{Flavors, Policy, Scheduler};
-use longship_store::{Expect, Store, Transaction};
+use longship_proto::Failure;
+use longship_proto::control::v1::Phase;
+use longship_scheduler::{Backlog, Fleet, PodId, Time};
+use longship_store::{Expect, Transaction};
 use prost::Message;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use uuid::Uuid;
 
-use super::plan::{Plan, Step};
+use super::gang::WaitingGang;
+use super::plan::{Plan, Step, Tell};
+use super::quota::Quotas;
+use super::reservation::Reservations;
 use crate::auth::Tokens;
 use crate::inventory::Inventory;
 use crate::ipam::Ipam;
 use crate::lease::Leases;
-use crate::phase::is_over;
 use crate::pods::{PodRecord, Pods};
-use crate::records::{self, HostRecord, RecordError, VpcRecord};
-use crate::serve::StartError;
+use crate::records::{self, HostRecord};
 use crate::tenancy::Tenancy;
 
 /// The two clocks: one for people, one for leases.
@@ -35,141 +39,169 @@ impl Now {
             at: Instant::now(),
         }
     }
+
+    /// As the scheduler counts.
+    pub(crate) fn time(self) -> Time {
+        time(self.us)
+    }
+}
+
+/// A point in time as the scheduler counts.
+pub(crate) fn time(us: i64) -> Time {
+    Time(u64::try_from(us / 1000).unwrap_or_default())
 }
 
 /// All that the control plane knows. It decides without waiting for anything; what
 /// has to be written, told and answered gathers in the plan.
 pub(crate) struct State {
-    pub(super) scheduler: Scheduler,
+    pub(super) fleet: Fleet,
+    /// Pods that wait for room.
+    pub(super) backlog: Backlog,
     pub(super) pods: Pods,
     pub(super) ipam: Ipam,
     pub(super) inventory: Inventory,
     pub(super) leases: Leases,
+    pub(super) quotas: Quotas,
+    pub(super) reservations: Reservations,
     pub(super) token_key: Vec<u8>,
     pub(super) tokens: Arc<Tokens>,
     pub(super) tenancy: Arc<Tenancy>,
     /// What of it is durable, for the API.
     pub(super) published: watch::Sender<Arc<Tenancy>>,
-    /// There is room that was not there before: those that wait may try again.
-    pub(super) room: bool,
+    /// Gangs that wait, by their names.
+    pub(super) gangs: HashMap<Uuid, WaitingGang>,
+    /// The gang of each pod of these.
+    pub(super) gang_of: HashMap<Uuid, Uuid>,
+    /// Pods that nothing is tried for until the hosts change: what they ask for is
+    /// not there.
+    pub(super) unsuited: BTreeSet<Uuid>,
+    /// Pods that wait for an address, by VPC.
+    pub(super) unaddressed: BTreeMap<String, BTreeSet<Uuid>>,
+    /// Pods that wait and have not been told why.
+    pub(super) puzzled: VecDeque<Uuid>,
+    /// The last pod whose reason was looked at again.
+    pub(super) looked_at: Option<(i64, Uuid)>,
+    /// When reasons are looked at again.
+    pub(super) next_look: Instant,
+    /// Hosts have come or gone.
+    pub(super) hosts_changed: bool,
     pub(super) plan: Plan,
 }
 
 impl State {
-    /// Reads everything back. Hosts have until the end of a lease to attach again.
-    pub(crate) async fn load(
-        store: &dyn Store,
-        policy: Policy,
-        leases: Leases,
-        token_key: Vec<u8>,
-        tenancy: Tenancy,
-        tokens: Arc<Tokens>,
-    ) -> Result<Self, StartError> {
-        let tenancy = Arc::new(tenancy);
-        let mut state = Self {
-            scheduler: Scheduler::new(Flavors::standard(), policy),
-            pods: Pods::default(),
-            ipam: Ipam::default(),
-            inventory: Inventory::default(),
-            leases,
-            token_key,
-            tokens,
-            published: watch::Sender::new(Arc::clone(&tenancy)),
-            tenancy,
-            room: true,
-            plan: Plan::default(),
-        };
-        let now = Instant::now();
-        for object in store.list(records::HOST, "").await?.objects {
-            let record: HostRecord = records::decode(&object)?;
-            let spec = record.spec(&object.key);
-            let added = state.scheduler.set_host(spec);
-            added.map_err(|error| RecordError::new(&object, error))?;
-            state.inventory.set(&object.key, &record.endpoint);
-            state.leases.renew(&object.key, now);
-        }
-        for object in store.list(records::VPC, "").await?.objects {
-            let record: VpcRecord = records::decode(&object)?;
-            let adopted = state.ipam.adopt_vpc(&object.key, &record);
-            adopted.map_err(|what| RecordError::new(&object, what))?;
-        }
-        for object in store.list(records::POD, "").await?.objects {
-            let pod: Pod = records::decode(&object)?;
-            let adopted = PodRecord::from_pod(pod).and_then(|record| state.adopt(record));
-            let id = adopted.map_err(|what| RecordError::new(&object, what))?;
-            state.pods.set_version(id, object.version);
-        }
-        Ok(state)
+    /// Changes a pod, here now and in the store at the end of the batch.
+    pub(super) fn change(&mut self, id: Uuid, change: impl FnOnce(&mut PodRecord)) {
+        self.pods.change(id, change);
+        self.mark_changed(id);
     }
 
-    /// Follows the tenants.
-    pub(crate) fn tenancy(&self) -> watch::Receiver<Arc<Tenancy>> {
-        self.published.subscribe()
-    }
-
-    fn adopt(&mut self, record: PodRecord) -> Result<uuid::Uuid, String> {
-        let id = record.id;
-        if let Some(eni) = &record.status.eni {
-            self.ipam.adopt(&eni.vpc, &eni.address)?;
-        }
-        if !record.status.host.is_empty() && !is_over(record.status.phase()) {
-            let flavor = record.status.flavor.as_ref();
-            let flavor = flavor.ok_or("it has a host but no flavor")?;
-            self.scheduler
-                .adopt(
-                    record.pod_id(),
-                    &record.status.host,
-                    flavor.cpu_millis,
-                    flavor.memory_bytes,
-                )
-                .map_err(|error| error.to_string())?;
-        }
-        self.pods.put(record);
-        Ok(id)
-    }
-
-    /// Remembers a changed pod, here and in the store.
+    /// Remembers a changed or a new pod, here now and in the store at the end of the
+    /// batch.
     pub(super) fn save(&mut self, record: PodRecord) {
-        let transaction = Transaction::new();
-        self.save_with(record, transaction);
+        let id = record.id;
+        self.pods.put(record);
+        self.mark_changed(id);
     }
 
-    /// As [`State::save`], with more in the same transaction.
-    pub(super) fn save_with(&mut self, record: PodRecord, transaction: Transaction) {
-        let bytes = record.to_bytes();
-        let transaction = transaction.put(records::POD, &record.key(), bytes, Expect::Any);
-        self.plan.steps.push(Step {
-            transaction,
-            pod: Some(record.id),
-        });
-        self.pods.put(record);
+    fn mark_changed(&mut self, id: Uuid) {
+        if self.pods.mark_changed(id) {
+            self.plan.steps.push(Step {
+                transaction: Transaction::new(),
+                pod: Some(id),
+            });
+        }
+    }
+
+    /// Tells the pod's card of it.
+    pub(super) fn tell_card(&mut self, id: Uuid) {
+        if let Some(record) = self.pods.get(id).filter(|pod| !pod.status.host.is_empty()) {
+            let host = record.status.host.clone();
+            self.plan.tell.push(Tell::Assign { host, id });
+        }
+    }
+
+    /// Whether the pod has a place that others have not left yet: its card has not
+    /// heard of it.
+    pub(super) fn is_held_back(&self, id: Uuid) -> bool {
+        let pod = PodId(id.as_u128());
+        self.fleet.placement(pod).is_some() && !self.fleet.may_start(pod)
+    }
+
+    /// Gives the pod's place on its host back, if it has one. Whoever waited for that
+    /// may start.
+    pub(super) fn leave_host(&mut self, id: Uuid) {
+        let held = self.fleet.placement(PodId(id.as_u128()));
+        let Some((ticket, ..)) = held else {
+            return;
+        };
+        // It is held: that was looked up just now.
+        let Ok(released) = self.fleet.release(ticket) else {
+            return;
+        };
+        for started in released.startable {
+            let id = Uuid::from_u128(started.pod.0);
+            self.change(id, |record| {
+                record.status.reason.clear();
+                record.status.message.clear();
+            });
+            self.tell_card(id);
+        }
+    }
+
+    /// Gives the pod's address back, if it has one.
+    pub(super) fn leave_network(&mut self, record: &PodRecord) {
+        if let Some(eni) = &record.status.eni {
+            self.ipam.release(&eni.vpc, &eni.address);
+            self.try_addresses_again(&eni.vpc.clone());
+        }
     }
 
     /// Forgets a pod, here and in the store; what it held is free again. Answers it as
     /// it was in the end.
     pub(super) fn forget(&mut self, mut record: PodRecord) -> PodRecord {
-        // It may hold none: it waited, or it is over.
-        let _ = self.scheduler.release(record.pod_id());
-        if let Some(eni) = &record.status.eni {
-            self.ipam.release(&eni.vpc, &eni.address);
+        self.wait_no_more(record.id);
+        self.leave_host(record.id);
+        self.leave_network(&record);
+        if self.pods.version(record.id) > 0 {
+            let key = record.key();
+            let mut transaction = Transaction::new().delete(records::POD, &key, Expect::Any);
+            if self.pods.is_noted(record.id) {
+                transaction = transaction.delete(records::NOTES, &key, Expect::Any);
+            }
+            self.plan.write(transaction);
         }
-        self.room = true;
-        let transaction = Transaction::new().delete(records::POD, &record.key(), Expect::Any);
-        self.plan.steps.push(Step {
-            transaction,
-            pod: None,
-        });
         self.pods.remove(record.id);
         record.status.set_phase(Phase::Released);
         record
     }
 
-    /// Remembers a host in the store.
-    pub(super) fn save_host(&mut self, name: &str, record: &HostRecord) {
+    /// Remembers what is known of a host, here and in the store.
+    pub(super) fn save_host(&mut self, name: &str, record: HostRecord) {
         let bytes = record.encode_to_vec();
-        self.plan.steps.push(Step {
-            transaction: Transaction::new().put(records::HOST, name, bytes, Expect::Any),
-            pod: None,
-        });
+        let transaction = Transaction::new().put(records::HOST, name, bytes, Expect::Any);
+        self.plan.write(transaction);
+        self.inventory.set(name, record);
+    }
+
+    /// A pod's record as it is now.
+    pub(super) fn record(&self, id: Uuid) -> Option<Arc<PodRecord>> {
+        self.pods.get(id).cloned()
+    }
+
+    /// Whose a namespace is.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` at `metadata.namespace`.
+    pub(super) fn tenant_of(&self, namespace: &str) -> Result<String, Failure> {
+        let tenant = self.tenancy.tenant_of(namespace);
+        tenant.map(str::to_owned).ok_or_else(|| Failure {
+            field: "metadata.namespace".into(),
+            ..Failure::not_found(format!("no tenant has the namespace `{namespace}`"))
+        })
+    }
+
+    /// Follows the tenants.
+    pub(crate) fn tenancy(&self) -> watch::Receiver<Arc<Tenancy>> {
+        self.published.subscribe()
     }
 }

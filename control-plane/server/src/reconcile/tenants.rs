@@ -4,15 +4,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use longship_proto::Failure;
-use longship_proto::control::v1::{self as proto, ObjectMeta, QuotaUsage};
+use longship_proto::control::v1::{self as proto, ObjectMeta};
 use longship_store::{Expect, Transaction};
 use prost::Message;
 
 use super::command::Answer;
 use super::plan::{Step, refuse};
-use super::state::State;
-use crate::phase::is_over;
-use crate::pods::PodRecord;
+use super::state::{Now, State};
 use crate::records;
 use crate::tenancy::{self, Tenancy, Tenant};
 
@@ -49,14 +47,14 @@ pub(crate) fn tenant_of_pod(meta: &ObjectMeta) -> &str {
 }
 
 impl State {
-    pub(super) fn decide_tenants(&mut self, command: TenantCommand) {
+    pub(super) fn decide_tenants(&mut self, now: Now, command: TenantCommand) {
         match command {
             TenantCommand::Put {
                 name,
                 tenant,
                 if_version,
                 answer,
-            } => match self.put_tenant(&name, tenant, if_version) {
+            } => match self.put_tenant(now, &name, tenant, if_version) {
                 Ok(mut written) => self.plan.reply(true, answer, move |version| {
                     written.resource_version = version.unwrap_or_default();
                     written
@@ -76,6 +74,7 @@ impl State {
 
     fn put_tenant(
         &mut self,
+        now: Now,
         name: &str,
         tenant: Tenant,
         if_version: u64,
@@ -106,6 +105,7 @@ impl State {
         next.put(name, tenant);
         self.check_pods_stay(&next)?;
         let written = next.get(name).cloned().unwrap_or_default();
+        self.set_quota(now, name, written.quota, written.weight);
         let written = written.to_proto(name, None);
         self.tenancy = Arc::new(next);
 
@@ -140,9 +140,13 @@ impl State {
         if name == tenancy::DEFAULT {
             return Err(Failure::conflict("the tenant `default` exists always"));
         }
-        let of = |record: &PodRecord| tenant_of_pod(&record.meta) == name;
-        if self.pods.iter().any(of) {
+        if self.pods.of_tenant(name) > 0 {
             return Err(Failure::conflict(format!("tenant `{name}` still has pods")));
+        }
+        if self.reservations.has_of(name) {
+            return Err(Failure::conflict(format!(
+                "tenant `{name}` still has capacity reservations"
+            )));
         }
         if let Some(vpc) = self.ipam.list(Some(name)).first() {
             return Err(Failure::conflict(format!(
@@ -152,6 +156,7 @@ impl State {
         }
         self.revoke_tokens_of(name);
         Arc::make_mut(&mut self.tenancy).remove(name);
+        self.forget_quota(name);
         self.plan.steps.push(Step {
             transaction: Transaction::new().delete(records::TENANT, name, Expect::Any),
             pod: None,
@@ -183,29 +188,14 @@ impl State {
         Ok(())
     }
 
-    /// What a tenant has now.
-    fn usage(&self, name: &str) -> QuotaUsage {
-        let mut usage = QuotaUsage::default();
-        let pods = self.pods.iter();
-        for record in pods.filter(|record| tenant_of_pod(&record.meta) == name) {
-            if is_over(record.status.phase()) {
-                continue;
-            }
-            usage.pods += 1;
-            if let Some(flavor) = &record.status.flavor {
-                usage.cpu_millis += u64::from(flavor.cpu_millis);
-                usage.memory_bytes = usage.memory_bytes.saturating_add(flavor.memory_bytes);
-                usage.enis += 1;
-                usage.gpus += u64::from(flavor.gpus);
-            }
-        }
-        usage
-    }
-
     /// Says what has been written, so that the API goes by it.
-    pub(super) fn tenants_written(&mut self, written: Vec<(usize, String)>, versions: &[u64]) {
+    pub(super) fn tenants_written(
+        &mut self,
+        written: Vec<(usize, String)>,
+        versions: &[Option<u64>],
+    ) {
         for (step, name) in written {
-            if let Some(version) = versions.get(step) {
+            if let Some(Some(version)) = versions.get(step) {
                 Arc::make_mut(&mut self.tenancy).set_version(&name, *version);
             }
         }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use longship_proto::Failure;
 use longship_proto::control::v1::{MemoryProfile, ObjectMeta, Pod, PodSpec, RestartPolicy};
-use longship_scheduler::{MAX_GPUS, Request, bytes_text, cpus_text};
+use longship_scheduler::{MAX_GPUS, bytes_text, cpus_text};
 use prost::Message;
 
 use super::container::container;
@@ -39,8 +39,6 @@ pub(crate) struct NewPod {
     pub(crate) metadata: ObjectMeta,
     /// Complete.
     pub(crate) spec: PodSpec,
-    /// What it asks of the scheduler.
-    pub(crate) request: Request,
 }
 
 /// Checks many pods.
@@ -101,7 +99,7 @@ pub(crate) fn pod(pod: Pod) -> Result<NewPod, Failure> {
         .spec
         .ok_or_else(|| Failure::invalid("spec", "must be given"))?;
     let spec = complete(spec, &given.name)?;
-    let request = request(&spec)?;
+    resources(&spec)?;
     let metadata = ObjectMeta {
         name: given.name,
         namespace,
@@ -109,11 +107,7 @@ pub(crate) fn pod(pod: Pod) -> Result<NewPod, Failure> {
         annotations: given.annotations,
         ..ObjectMeta::default()
     };
-    Ok(NewPod {
-        metadata,
-        spec,
-        request,
-    })
+    Ok(NewPod { metadata, spec })
 }
 
 fn complete(mut spec: PodSpec, name: &str) -> Result<PodSpec, Failure> {
@@ -207,8 +201,8 @@ fn nameservers(servers: &[String]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What all containers together ask for.
-fn request(spec: &PodSpec) -> Result<Request, Failure> {
+/// Checks what all containers together ask for.
+fn resources(spec: &PodSpec) -> Result<(), Failure> {
     let (mut cpu_millis, mut memory_bytes, mut gpus) = (0_u32, 0_u64, 0_u32);
     for (at, one) in spec.containers.iter().enumerate() {
         let resources = one.resources.unwrap_or_default();
@@ -258,11 +252,5 @@ fn request(spec: &PodSpec) -> Result<Request, Failure> {
             ),
         ));
     }
-    let some = |text: &String| (!text.is_empty()).then(|| text.clone());
-    Ok(Request {
-        cpu_millis,
-        memory_bytes,
-        zone: some(&spec.zone),
-        flavor: some(&spec.flavor),
-    })
+    Ok(())
 }

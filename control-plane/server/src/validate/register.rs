@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use longship_proto::Failure;
 use longship_proto::control::v1::Register;
-use longship_scheduler::{Capacity, HostSpec};
 
 use super::names::{dns_label, shown};
+use crate::records::HostRecord;
 
 /// More pods than any host can have.
 const MAX_HELD: usize = 100_000;
@@ -14,10 +14,10 @@ const MAX_HELD: usize = 100_000;
 /// A registration whose every field has been checked.
 #[derive(Debug, Clone)]
 pub(crate) struct ValidRegister {
-    /// The host.
-    pub(crate) spec: HostSpec,
-    /// gRPC address of the card's streams.
-    pub(crate) endpoint: String,
+    /// The host's name.
+    pub(crate) host: String,
+    /// What the card says of it.
+    pub(crate) record: HostRecord,
     /// Uids of the pods that the card holds.
     pub(crate) held: BTreeSet<String>,
 }
@@ -29,6 +29,9 @@ pub(crate) struct ValidRegister {
 pub(crate) fn register(register: Register) -> Result<ValidRegister, Failure> {
     dns_label("register.host", &register.host)?;
     dns_label("register.zone", &register.zone)?;
+    if !register.family.is_empty() {
+        dns_label("register.family", &register.family)?;
+    }
     let capacity = register
         .capacity
         .ok_or_else(|| Failure::invalid("register.capacity", "must be given"))?;
@@ -63,16 +66,19 @@ pub(crate) fn register(register: Register) -> Result<ValidRegister, Failure> {
         ));
     }
     Ok(ValidRegister {
-        spec: HostSpec {
-            name: register.host,
+        host: register.host,
+        record: HostRecord {
             zone: register.zone,
-            capacity: Capacity {
-                cpu_millis: capacity.cpu_millis,
-                memory_bytes: capacity.memory_bytes,
-                pods: capacity.pods,
-            },
+            cpu_millis: capacity.cpu_millis,
+            memory_bytes: capacity.memory_bytes,
+            pods: capacity.pods,
+            endpoint,
+            family: register.family,
+            enis: capacity.enis,
+            disks: capacity.disks,
+            gpus: capacity.gpus,
+            ..HostRecord::default()
         },
-        endpoint,
         held: register.held.into_iter().map(|held| held.uid).collect(),
     })
 }
