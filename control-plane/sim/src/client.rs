@@ -5,7 +5,7 @@ use longship_proto::control::v1::{
     Container, CreatePodRequest, CreatePodsRequest, DeletePodRequest, ListPodsRequest,
     ListPodsResponse, ObjectMeta, Pod, PodEvent, PodSpec, Resources, WatchPodsRequest, pod_result,
 };
-use longship_proto::{Failure, failure_of};
+use longship_proto::{Class, Failure, failure_of};
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
@@ -95,7 +95,20 @@ impl Client {
 
 fn answer<T>(answered: Result<tonic::Response<T>, Status>) -> Result<T, Failure> {
     let answered = answered.map(tonic::Response::into_inner);
-    answered.map_err(|status| failure_of(&status))
+    answered.map_err(|status| failure(&status))
+}
+
+/// Why a call failed. What the server has not said itself is the connection's fault, and
+/// worth another attempt.
+#[must_use]
+pub fn failure(status: &Status) -> Failure {
+    let failure = failure_of(status);
+    match failure.class() {
+        Class::Internal if status.details().is_empty() => {
+            Failure::unavailable(format!("the connection broke: {}", failure.message))
+        }
+        _ => failure,
+    }
 }
 
 /// A pod of one container that asks for a quarter of a CPU and 128 MiB.

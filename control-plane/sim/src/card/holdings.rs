@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use longship_proto::control::v1::{
-    ContainerState, ContainerStatus, Flavor, HeldPod, Phase, Pod, PodReport, PodStatus, Stage,
+    ContainerState, ContainerStatus, Flavor, HeldPod, Phase, Pod, PodReport, PodSpec, PodStatus,
+    RestartPolicy, Stage,
 };
 use tokio::time::Instant;
 
@@ -225,9 +226,16 @@ impl Holdings {
         let containers = pod.spec.as_ref().map(|spec| spec.containers.as_slice());
         let first = containers.and_then(<[_]>::first);
         let over = matches!(phase, Phase::Succeeded | Phase::Failed);
+        // It ran here, and this card knows nothing of it: its machine is gone.
+        let lost = matches!(phase, Phase::Starting | Phase::Running)
+            && pod.spec.as_ref().map(PodSpec::restart_policy) == Some(RestartPolicy::Never);
         let held = HeldByCard {
             generation: pod.metadata.as_ref().map_or(0, |meta| meta.generation),
-            phase: if over { phase } else { Phase::Preparing },
+            phase: match phase {
+                _ if lost => Phase::Failed,
+                phase if over => phase,
+                _ => Phase::Preparing,
+            },
             flavor: status
                 .and_then(|status| status.flavor.clone())
                 .unwrap_or_default(),
@@ -239,7 +247,9 @@ impl Holdings {
             running_us: 0,
         };
         self.pods.insert(uid.to_owned(), held);
-        if !over {
+        if lost {
+            self.outbox.news(uid, now.at);
+        } else if !over {
             let next = (now.at + self.pace.preparing, Phase::Starting);
             self.plan(uid, Some(next));
             self.outbox.news_soon(uid, now.at);

@@ -64,7 +64,7 @@ pub struct Card {
     holdings: Arc<Mutex<Holdings>>,
     orders: watch::Receiver<Orders>,
     observer: Arc<dyn Observer>,
-    clock: fn() -> Now,
+    clock: Arc<dyn Fn() -> Now + Send + Sync>,
 }
 
 /// Why an attachment came to its end.
@@ -95,14 +95,14 @@ impl Card {
             holdings,
             orders,
             observer,
-            clock: Now::get,
+            clock: Arc::new(Now::get),
         }
     }
 
     /// With another clock than this machine's.
     #[must_use]
-    pub fn with_clock(mut self, clock: fn() -> Now) -> Self {
-        self.clock = clock;
+    pub fn with_clock(mut self, clock: impl Fn() -> Now + Send + Sync + 'static) -> Self {
+        self.clock = Arc::new(clock);
         self
     }
 
