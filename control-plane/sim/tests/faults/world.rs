@@ -22,6 +22,8 @@ use crate::plan::{Fault, Plan, Planned, Sizes};
 const TICK: Duration = Duration::from_millis(5);
 /// How long a card may be silent.
 const LEASE: Duration = Duration::from_secs(1);
+/// After that its pods are given up.
+const FENCE: Duration = Duration::from_secs(3);
 /// What each host has.
 pub(crate) const CAPACITY: HostCapacity = HostCapacity {
     cpu_millis: 4000,
@@ -55,13 +57,26 @@ impl longship_sim::card::Observer for Attachment {
     }
 }
 
+/// Whose turn it is to lead, and whether this process has ended by itself.
+#[derive(Clone)]
+struct Turn {
+    leader: Arc<AtomicUsize>,
+    ended: Arc<AtomicBool>,
+}
+
+/// A control plane, as seen from outside.
+struct ControlView {
+    name: String,
+    up: bool,
+    ended: Arc<AtomicBool>,
+}
+
 pub(crate) struct World<'a> {
     sim: Sim<'a>,
     pub(crate) store: MemoryStore,
     pub(crate) cards: Vec<CardView>,
     pub(crate) clients: Clients,
-    controls: Vec<String>,
-    controls_up: Vec<bool>,
+    controls: Vec<ControlView>,
     leader: Arc<AtomicUsize>,
     plan: Vec<Planned>,
     active: Vec<Planned>,
@@ -89,12 +104,23 @@ impl World<'_> {
         let store = MemoryStore::new(RedbOptions::default(), write_delay);
         let leader = Arc::new(AtomicUsize::new(0));
         let controls: Vec<String> = (0..controls).map(|n| format!("control-{n}")).collect();
-        for (number, name) in controls.iter().enumerate() {
-            let (store, leader) = (store.clone(), Arc::clone(&leader));
+        let control_views = controls.iter().enumerate().map(|(number, name)| {
+            let ended = Arc::new(AtomicBool::new(false));
+            let turn = Turn {
+                leader: Arc::clone(&leader),
+                ended: Arc::clone(&ended),
+            };
+            let store = store.clone();
             sim.host(name.as_str(), move || {
-                control(number, store.clone(), Arc::clone(&leader))
+                control(number, store.clone(), turn.clone())
             });
-        }
+            ControlView {
+                name: name.clone(),
+                up: true,
+                ended,
+            }
+        });
+        let control_views = control_views.collect();
         let cards = (0..cards).map(|number| card(&mut sim, number, &controls));
         let cards = cards.collect();
         let clients = Clients::new(seed, &controls, pods);
@@ -114,8 +140,7 @@ impl World<'_> {
             store,
             cards,
             clients,
-            controls_up: vec![true; controls.len()],
-            controls,
+            controls: control_views,
             leader,
             plan: plan.faults.clone(),
             active: Vec::new(),
@@ -125,6 +150,11 @@ impl World<'_> {
 
     pub(crate) fn elapsed(&self) -> Duration {
         self.sim.elapsed()
+    }
+
+    fn control_names(&self) -> Vec<String> {
+        let names = self.controls.iter().map(|control| control.name.clone());
+        names.collect()
     }
 
     /// One tick: what is due goes wrong, or right again.
@@ -142,6 +172,13 @@ impl World<'_> {
             history.push(format!("{now:?} no longer {:?}", planned.fault));
             self.end(planned.fault);
         }
+        // Whatever starts processes starts those again that end.
+        for control in &self.controls {
+            if control.up && control.ended.swap(false, Ordering::SeqCst) {
+                self.sim.crash(control.name.as_str());
+                self.sim.bounce(control.name.as_str());
+            }
+        }
         let stepped = self.sim.step().map(drop);
         stepped.map_err(|error| format!("a process failed: {error}"))
     }
@@ -157,7 +194,7 @@ impl World<'_> {
     fn begin(&mut self, fault: Fault) {
         let links = |world: &Self, card: usize| {
             let card = world.cards[card].name.clone();
-            let controls = world.controls.clone();
+            let controls: Vec<String> = world.control_names();
             controls
                 .into_iter()
                 .map(move |control| (card.clone(), control))
@@ -178,8 +215,8 @@ impl World<'_> {
             }
             Fault::Hold { card } => links(self, card).for_each(|(a, b)| self.sim.hold(a, b)),
             Fault::PartitionClient => {
-                for control in &self.controls {
-                    self.sim.partition("clients", control.as_str());
+                for control in self.control_names() {
+                    self.sim.partition("clients", control);
                 }
             }
             Fault::CrashCard { card } => {
@@ -190,8 +227,9 @@ impl World<'_> {
                 }
             }
             Fault::CrashControl { control } => {
-                if std::mem::take(&mut self.controls_up[control]) {
-                    self.sim.crash(self.controls[control].as_str());
+                let control = &mut self.controls[control];
+                if std::mem::take(&mut control.up) {
+                    self.sim.crash(control.name.as_str());
                 }
             }
             Fault::Elect { control } => self.leader.store(control, Ordering::SeqCst),
@@ -222,7 +260,7 @@ impl World<'_> {
     fn end(&mut self, fault: Fault) {
         let links = |world: &Self, card: usize| {
             let card = world.cards[card].name.clone();
-            let controls = world.controls.clone();
+            let controls: Vec<String> = world.control_names();
             controls
                 .into_iter()
                 .map(move |control| (card.clone(), control))
@@ -233,8 +271,8 @@ impl World<'_> {
             }
             Fault::Hold { card } => links(self, card).for_each(|(a, b)| self.sim.release(a, b)),
             Fault::PartitionClient => {
-                for control in &self.controls {
-                    self.sim.repair("clients", control.as_str());
+                for control in self.control_names() {
+                    self.sim.repair("clients", control);
                 }
             }
             Fault::CrashCard { card } => {
@@ -244,8 +282,10 @@ impl World<'_> {
                 }
             }
             Fault::CrashControl { control } => {
-                if !std::mem::replace(&mut self.controls_up[control], true) {
-                    self.sim.bounce(self.controls[control].as_str());
+                let control = &mut self.controls[control];
+                if !std::mem::replace(&mut control.up, true) {
+                    control.ended.store(false, Ordering::SeqCst);
+                    self.sim.bounce(control.name.as_str());
                 }
             }
             Fault::Behave { card, .. } => {
@@ -309,28 +349,32 @@ fn card(sim: &mut Sim<'_>, number: usize, controls: &[String]) -> CardView {
     view
 }
 
-/// The control plane's process: it leads while it is its turn.
-async fn control(number: usize, store: MemoryStore, leader: Arc<AtomicUsize>) -> turmoil::Result {
-    loop {
-        while leader.load(Ordering::SeqCst) != number {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        let listen: SocketAddr = ([0, 0, 0, 0], network::PORT).into();
-        let mut config = Config::new(listen, PathBuf::new());
-        config.lease = LEASE;
-        let service = Service::load(&config, Arc::new(store.lead())).await?;
-        let leader = Arc::clone(&leader);
-        // A leader that has lost its election learns of it a little later.
-        let stop = async move {
-            while leader.load(Ordering::SeqCst) == number {
-                tokio::time::sleep(Duration::from_millis(300)).await;
-            }
-        };
-        match service.run(network::incoming().await?, stop).await {
-            // Another one leads, or led in between.
-            Ok(()) | Err(RunError::Store(_)) => {}
-            Err(error) => return Err(error.into()),
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+/// The control plane's process: it leads when it is its turn, and ends when it is not any
+/// more.
+async fn control(number: usize, store: MemoryStore, turn: Turn) -> turmoil::Result {
+    let leads = {
+        let leader = Arc::clone(&turn.leader);
+        move || leader.load(Ordering::SeqCst) == number
+    };
+    while !leads() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    let listen: SocketAddr = ([0, 0, 0, 0], network::PORT).into();
+    let mut config = Config::new(listen, PathBuf::new());
+    config.lease = LEASE;
+    config.fence_after = FENCE;
+    let service = Service::load(&config, Arc::new(store.lead())).await?;
+    // A leader that has lost its election learns of it a little later.
+    let stop = async move {
+        while leads() {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    };
+    match service.run(network::incoming().await?, stop).await {
+        // Another one leads, or led in between.
+        Ok(()) | Err(RunError::Store(_)) => {}
+        Err(error) => return Err(error.into()),
+    }
+    turn.ended.store(true, Ordering::SeqCst);
+    std::future::pending().await
 }
