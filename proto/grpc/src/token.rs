@@ -39,6 +39,14 @@ impl From<TokenError> for Failure {
     }
 }
 
+/// The key of one host's card, made of the control plane's: with it the card checks
+/// tokens of its own pods, and can make none for another's.
+#[must_use]
+pub fn host_key(key: &[u8], host: &str) -> Vec<u8> {
+    let label = [b"longship card ", host.as_bytes()].concat();
+    mac(key, &label).finalize().into_bytes().to_vec()
+}
+
 /// The token that says `payload`, signed with `key`.
 #[must_use]
 pub fn sign(key: &[u8], payload: &AccessToken) -> String {
@@ -120,6 +128,14 @@ mod tests {
             verify(b"another key", &token(), "pod-1", 999),
             Err(TokenError::Signature)
         );
+    }
+
+    #[test]
+    fn each_host_has_a_key_of_its_own() {
+        let (one, two) = (host_key(KEY, "host-1"), host_key(KEY, "host-2"));
+        assert_ne!(one, two);
+        assert_ne!(one, KEY);
+        assert_eq!(one, host_key(KEY, "host-1"));
     }
 
     #[test]

@@ -156,7 +156,7 @@ impl Pods for Control {
         };
         Ok(Response::new(PodAccess {
             endpoint: access.endpoint,
-            token: token::sign(&self.token_key, &payload),
+            token: token::sign(&token::host_key(&self.token_key, &access.host), &payload),
             pod_uid: access.uid,
             expires_us,
         }))

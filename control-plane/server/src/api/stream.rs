@@ -46,6 +46,40 @@ impl<T: Unpin> Stream for Ending<T> {
         if let Some(message) = this.first.pop_front() {
             return Poll::Ready(Some(Ok(message)));
         }
-        this.queue.poll_recv(cx).map(|message| message.map(Ok))
+        match this.queue.poll_recv(cx) {
+            Poll::Ready(Some(message)) => Poll::Ready(Some(Ok(message))),
+            // Nothing more comes, but for the reason: its sender goes last.
+            Poll::Ready(None) | Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_stream::StreamExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_reason_comes_though_the_queue_has_closed_before() {
+        let (queue, messages) = mpsc::channel(4);
+        let (end, ended) = oneshot::channel();
+        let mut stream = Ending::new(vec![1], messages, ended);
+        queue.send(2).await.unwrap();
+        drop(queue);
+        assert_eq!(stream.next().await.unwrap().unwrap(), 1);
+        assert_eq!(stream.next().await.unwrap().unwrap(), 2);
+        let reason = tokio::spawn(async move { stream.next().await.unwrap().unwrap_err() });
+        tokio::task::yield_now().await;
+        end.send(Status::unavailable("over")).unwrap();
+        assert_eq!(reason.await.unwrap().message(), "over");
+    }
+
+    #[tokio::test]
+    async fn without_a_reason_it_just_ends() {
+        let (queue, messages) = mpsc::channel::<u8>(4);
+        let (end, ended) = oneshot::channel::<Status>();
+        drop((queue, end));
+        assert!(Ending::new(vec![], messages, ended).next().await.is_none());
     }
 }

@@ -124,6 +124,7 @@ pub(crate) enum CardNews {
 /// Where a pod's streams are to be had.
 #[derive(Debug)]
 pub(crate) struct Access {
+    pub(crate) host: String,
     pub(crate) endpoint: String,
     pub(crate) uid: String,
 }

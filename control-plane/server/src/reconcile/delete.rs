@@ -86,6 +86,7 @@ impl State {
         }
         Ok(Access {
             endpoint: self.inventory.endpoint(host).unwrap_or_default().to_owned(),
+            host: host.clone(),
             uid: record.meta.uid.clone(),
         })
     }

@@ -3,8 +3,8 @@
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
-use longship_proto::Failure;
 use longship_proto::control::v1::Registered;
+use longship_proto::{Failure, token};
 use longship_scheduler::PodId;
 use longship_store::{Expect, Store, StoreError, Transaction};
 use prost::Message;
@@ -124,7 +124,7 @@ impl State {
                 let lease = self.leases.duration().as_millis();
                 let registered = Registered {
                     lease_ms: u32::try_from(lease).unwrap_or(u32::MAX),
-                    token_key: self.token_key.clone(),
+                    token_key: token::host_key(&self.token_key, &host),
                 };
                 outbox.begin(registered, all);
             }

@@ -37,8 +37,8 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 pub(crate) use command::{Answer, CardNews, Command, GangOrder};
-pub(crate) use networks::NetworkCommand;
 use flush::flush;
+pub(crate) use networks::NetworkCommand;
 pub(crate) use placement::flavor;
 use state::Now;
 pub(crate) use state::State;

@@ -112,7 +112,7 @@ impl State {
         Ok(made)
     }
 
-    fn delete_vpc(&mut self, tenant: Option<&str>, vpc: &str) -> Result<(), Failure> {
+    pub(super) fn delete_vpc(&mut self, tenant: Option<&str>, vpc: &str) -> Result<(), Failure> {
         self.check_unused(tenant, vpc, None)?;
         self.ipam.delete(tenant, vpc)?;
         self.plan.steps.push(Step {

@@ -148,11 +148,16 @@ impl State {
                 "tenant `{name}` still has capacity reservations"
             )));
         }
-        if let Some(vpc) = self.ipam.list(Some(name)).first() {
+        let vpcs = self.ipam.list(Some(name));
+        if let Some(vpc) = vpcs.iter().find(|vpc| vpc.name != name) {
             return Err(Failure::conflict(format!(
                 "tenant `{name}` still has the VPC `{}`",
                 vpc.name
             )));
+        }
+        if !vpcs.is_empty() {
+            // It came by itself with the first pod, and is empty.
+            self.delete_vpc(None, name)?;
         }
         self.revoke_tokens_of(name);
         Arc::make_mut(&mut self.tenancy).remove(name);

@@ -21,7 +21,7 @@ use crate::setup::{Control, PATIENCE, answer, meta, pod};
 use crate::tenants::{pod_in, tenant};
 
 /// Sends a token with each call.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(crate) struct With(pub(crate) Option<MetadataValue<Ascii>>);
 
 impl Interceptor for With {
@@ -70,7 +70,7 @@ impl Control {
 
 /// Calls a method by its path with an empty message, and says with which code it is
 /// answered.
-async fn call(client: &Client, path: &str) -> Code {
+pub(crate) async fn call(client: &Client, path: &str) -> Code {
     let mut grpc = tonic::client::Grpc::new(client.clone());
     grpc.ready().await.unwrap();
     let codec = tonic_prost::ProstCodec::<(), ()>::default();
@@ -117,11 +117,11 @@ fn methods() -> Vec<String> {
 }
 
 /// Who may call what; what is here twice or not at all fails the test.
-const FOR_EVERYBODY: &[&str] = &[
+pub(crate) const FOR_EVERYBODY: &[&str] = &[
     "/grpc.health.v1.Health/Check",
     "/grpc.health.v1.Health/Watch",
 ];
-const FOR_VIEWERS: &[&str] = &[
+pub(crate) const FOR_VIEWERS: &[&str] = &[
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     "/longship.control.v1.Capacity/ListReservations",
     "/longship.control.v1.ImageCaches/ListImageCaches",
@@ -134,7 +134,7 @@ const FOR_VIEWERS: &[&str] = &[
     "/longship.control.v1.Tenants/GetTenant",
     "/longship.control.v1.Tenants/ListTenants",
 ];
-const FOR_EDITORS: &[&str] = &[
+pub(crate) const FOR_EDITORS: &[&str] = &[
     "/longship.control.v1.Capacity/CreateReservation",
     "/longship.control.v1.Capacity/DeleteReservation",
     "/longship.control.v1.ImageCaches/DeleteImageCache",
@@ -149,7 +149,7 @@ const FOR_EDITORS: &[&str] = &[
     "/longship.control.v1.Pods/GetPodAccess",
     "/longship.control.v1.Pods/PatchPod",
 ];
-const FOR_OPERATORS: &[&str] = &[
+pub(crate) const FOR_OPERATORS: &[&str] = &[
     "/longship.control.v1.Inventory/CordonHost",
     "/longship.control.v1.Inventory/DrainHost",
     "/longship.control.v1.Inventory/ListHosts",
@@ -161,7 +161,7 @@ const FOR_OPERATORS: &[&str] = &[
     "/longship.control.v1.Tenants/PutTenant",
     "/longship.control.v1.Tenants/RevokeToken",
 ];
-const FOR_CARDS: &[&str] = &["/longship.control.v1.Cards/Attach"];
+pub(crate) const FOR_CARDS: &[&str] = &["/longship.control.v1.Cards/Attach"];
 
 #[test]
 fn every_call_is_for_somebody() {
@@ -183,7 +183,7 @@ fn every_call_is_for_somebody() {
 
 /// Calls everything, and finds each call refused to those it is not for (with `code`),
 /// and to nobody else.
-async fn may_only(client: &Client, who: &str, allowed: &[&[&str]], code: Code) {
+pub(crate) async fn may_only(client: &Client, who: &str, allowed: &[&[&str]], code: Code) {
     let allowed = allowed.concat();
     let mut wrong = BTreeMap::new();
     for path in methods() {
@@ -460,8 +460,9 @@ async fn a_watch_ends_when_what_may_be_seen_changes() {
     let until = tokio::time::Instant::now() + PATIENCE;
     let ended = loop {
         let next = tokio::time::timeout_at(until, events.message()).await;
-        if let Err(status) = next.unwrap() {
-            break failure_of(&status);
+        match next.unwrap() {
+            Ok(event) => assert!(event.is_some(), "it ended without a reason"),
+            Err(status) => break failure_of(&status),
         }
     };
     assert_eq!(ended.class(), Class::Denied);

@@ -11,6 +11,7 @@ use longship_proto::{Failure, failure_of};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
+use tonic::transport::Channel;
 
 use crate::setup::{Control, PATIENCE, meta, status};
 
@@ -57,9 +58,13 @@ impl Card {
     }
 
     pub(crate) async fn attach_as(control: &Control, register: Register) -> Result<Self, Failure> {
+        Self::attach_over(control.channel().await, register).await
+    }
+
+    pub(crate) async fn attach_over(channel: Channel, register: Register) -> Result<Self, Failure> {
         let (to_control, outgoing) = mpsc::channel(64);
         send(&to_control, from_card::Message::Register(register)).await;
-        let mut client = CardsClient::new(control.channel().await);
+        let mut client = CardsClient::new(channel);
         let stream = client.attach(ReceiverStream::new(outgoing)).await;
         let mut from_control = stream.map_err(|s| failure_of(&s))?.into_inner();
         let mut next = async || {

@@ -216,7 +216,7 @@ fn bad_flags_exit_with_2_and_help_warns_of_the_open_api() {
         .unwrap();
     let text = String::from_utf8(help.stdout).unwrap();
     assert!(
-        text.contains("no authentication") && text.contains("loopback"),
+        text.contains("the API is open") && text.contains("loopback"),
         "{text}"
     );
 }

@@ -14,7 +14,7 @@ use longship_proto::{Failure, failure_of};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::Status;
-use tonic::transport::Channel;
+use tonic::transport::{Channel, ClientTlsConfig};
 
 /// Longer than anything here takes, on a busy machine too.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -24,6 +24,8 @@ pub(crate) struct Control {
     _dir: tempfile::TempDir,
     pub(crate) config: Config,
     pub(crate) address: SocketAddr,
+    /// Where the server wants it: as whom all of this calls.
+    pub(crate) operator: Option<ClientTlsConfig>,
     running: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
@@ -40,6 +42,7 @@ impl Control {
         let mut control = Self {
             _dir: dir,
             address: listen,
+            operator: None,
             config,
             running: None,
         };
@@ -70,12 +73,26 @@ impl Control {
     }
 
     pub(crate) fn url(&self) -> String {
-        format!("http://{}", self.address)
+        match self.operator {
+            None => format!("http://{}", self.address),
+            Some(_) => format!("https://{}", self.address),
+        }
     }
 
     pub(crate) async fn channel(&self) -> Channel {
-        let endpoint = Channel::from_shared(self.url()).unwrap();
-        endpoint.connect().await.unwrap()
+        self.connect(self.operator.clone()).await.unwrap()
+    }
+
+    /// As somebody else.
+    pub(crate) async fn connect(
+        &self,
+        tls: Option<ClientTlsConfig>,
+    ) -> Result<Channel, tonic::transport::Error> {
+        let mut endpoint = Channel::from_shared(self.url()).unwrap();
+        if let Some(tls) = tls {
+            endpoint = endpoint.tls_config(tls).unwrap();
+        }
+        endpoint.connect().await
     }
 
     pub(crate) async fn pods(&self) -> PodsClient<Channel> {
