@@ -103,7 +103,7 @@ impl State {
         }
         let mut next = Tenancy::clone(&self.tenancy);
         next.put(name, tenant);
-        self.check_pods_stay(&next)?;
+        self.check_pods_stay(name, &next)?;
         let written = next.get(name).cloned().unwrap_or_default();
         self.set_quota(now, name, written.quota, written.weight);
         let written = written.to_proto(name, None);
@@ -171,26 +171,33 @@ impl State {
     }
 
     /// A pod stays its tenant's for as long as it lives.
-    fn check_pods_stay(&self, next: &Tenancy) -> Result<(), Failure> {
-        // Only what is looked up anew is looked at: one pass over the pods' names.
-        let mut known = BTreeSet::new();
-        for record in self.pods.iter() {
-            let (namespace, tenant) = (&record.meta.namespace, tenant_of_pod(&record.meta));
-            if !known.insert((namespace, tenant)) {
-                continue;
-            }
-            let before = self.tenancy.tenant_of(namespace);
-            let after = next.tenant_of(namespace);
-            if before != after && after != Some(tenant) {
-                return Err(Failure {
-                    field: "tenant.namespaces".into(),
-                    ..Failure::conflict(format!(
-                        "the namespace `{namespace}` has pods of the tenant `{tenant}`"
-                    ))
-                });
-            }
+    fn check_pods_stay(&self, name: &str, next: &Tenancy) -> Result<(), Failure> {
+        let namespaces = |tenancy: &Tenancy| -> BTreeSet<String> {
+            let tenant = tenancy.get(name);
+            tenant.map(|t| t.namespaces.clone()).unwrap_or_default()
+        };
+        let (before, after) = (namespaces(&self.tenancy), namespaces(next));
+        let changed = before.symmetric_difference(&after);
+        let used = changed.filter(|namespace| self.pods.in_namespace(namespace) > 0);
+        let used: BTreeSet<&String> = used.collect();
+        if used.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let mut pods = self.pods.iter().map(|record| &record.meta);
+        let lost = pods.find(|meta| {
+            used.contains(&meta.namespace)
+                && next.tenant_of(&meta.namespace) != Some(tenant_of_pod(meta))
+        });
+        let Some(meta) = lost else {
+            return Ok(());
+        };
+        let (namespace, tenant) = (&meta.namespace, tenant_of_pod(meta));
+        Err(Failure {
+            field: "tenant.namespaces".into(),
+            ..Failure::conflict(format!(
+                "the namespace `{namespace}` has pods of the tenant `{tenant}`"
+            ))
+        })
     }
 
     /// Says what has been written, so that the API goes by it.
