@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use longship_proto::control::v1::cards_client::CardsClient;
 use longship_proto::control::v1::{
-    FromCard, Heartbeat, PodReports, Register, ToCard, from_card, to_card,
+    FromCard, Heartbeat, Pod, PodReports, Register, ToCard, from_card, to_card,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -23,6 +23,8 @@ const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// The largest message taken, in bytes: all assignments of a card come in one.
 const MESSAGE_BYTES: usize = 64 << 20;
+/// Pods that one host is told of, at most.
+const MAX_PODS: usize = 100_000;
 /// Messages on their way to the control plane.
 const OUTGOING: usize = 64;
 
@@ -93,11 +95,12 @@ impl Link {
         self.reports.resend();
 
         let lease = Duration::from_millis(u64::from(registered.lease_ms.max(300)));
+        let mut told = Vec::new();
         let mut heartbeat = tokio::time::interval(lease / 3);
         loop {
             tokio::select! {
                 message = stream.message() => match message? {
-                    Some(message) => self.receive(message),
+                    Some(message) => self.receive(message, &mut told)?,
                     None => return Ok(()),
                 },
                 reports = self.reports.next() => {
@@ -111,9 +114,18 @@ impl Link {
         }
     }
 
-    fn receive(&self, message: ToCard) {
+    /// Takes a message. What comes in parts is gathered in `told` until it is whole.
+    fn receive(&self, message: ToCard, told: &mut Vec<Pod>) -> Result<(), Status> {
         match message.message {
-            Some(to_card::Message::Assignments(all)) => self.reconciler.assign_all(all.pods),
+            Some(to_card::Message::Assignments(part)) => {
+                if told.len().saturating_add(part.pods.len()) > MAX_PODS {
+                    return Err(Status::resource_exhausted("more pods than a host can have"));
+                }
+                told.extend(part.pods);
+                if !part.more {
+                    self.reconciler.assign_all(std::mem::take(told));
+                }
+            }
             Some(to_card::Message::Changes(changes)) => {
                 for pod in changes.assign {
                     self.reconciler.assign(pod);
@@ -126,6 +138,7 @@ impl Link {
                 warn!("the control plane sent a message that has no place here");
             }
         }
+        Ok(())
     }
 }
 

@@ -34,6 +34,17 @@ struct Entry {
     desired: watch::Sender<Desired>,
     access: Arc<PodAccess>,
     done: tokio::task::AbortHandle,
+    /// The same pod in a higher generation: it begins when what is here of the former
+    /// one has gone.
+    next: Option<Pod>,
+}
+
+impl Entry {
+    /// The newest generation that the card was told of.
+    fn newest(&self) -> u64 {
+        let next = self.next.as_ref().and_then(|pod| pod.metadata.as_ref());
+        next.map_or(self.generation, |meta| meta.generation)
+    }
 }
 
 impl Reconciler {
@@ -63,7 +74,9 @@ impl Reconciler {
             ended = true;
         }
         if ended {
-            pods.known.retain(|_, entry| !entry.done.is_finished());
+            let waits = |entry: &Entry| entry.next.is_some();
+            pods.known
+                .retain(|_, entry| waits(entry) || !entry.done.is_finished());
         }
         pods
     }
@@ -80,7 +93,7 @@ impl Reconciler {
     }
 
     /// The whole of what shall run here: what is not in it goes.
-    pub(crate) fn assign_all(&self, pods: Vec<Pod>) {
+    pub(crate) fn assign_all(self: &Arc<Self>, pods: Vec<Pod>) {
         let wanted: HashSet<&str> = pods
             .iter()
             .filter_map(|p| p.metadata.as_ref())
@@ -103,8 +116,10 @@ impl Reconciler {
         }
     }
 
-    /// A pod that shall run here, or whose deletion or generation changed.
-    pub(crate) fn assign(&self, pod: Pod) {
+    /// A pod that shall run here, or whose deletion or generation changed. A higher
+    /// generation is a new life of the pod: whatever runs here of the former one was
+    /// given up, and goes first.
+    pub(crate) fn assign(self: &Arc<Self>, pod: Pod) {
         let Some(meta) = pod.metadata.clone() else {
             warn!("the control plane assigned a pod without metadata");
             return;
@@ -118,12 +133,24 @@ impl Reconciler {
         };
         let mut pods = self.pods();
         if let Some(entry) = pods.known.get_mut(&meta.uid) {
-            if meta.generation < entry.generation {
+            if meta.generation < entry.newest() {
                 warn!(pod_uid = meta.uid, "a stale assignment is passed over");
                 return;
             }
-            entry.generation = meta.generation;
-            entry.status.set_generation(meta.generation);
+            if meta.generation > entry.generation {
+                info!(pod_uid = meta.uid, "a former life of the pod ends first");
+                entry.desired.send_replace(Desired::Gone {
+                    grace: Duration::ZERO,
+                });
+                if entry.next.replace(pod).is_none() {
+                    let (this, gone) = (Arc::clone(self), entry.desired.clone());
+                    pods.tasks.spawn(async move {
+                        gone.closed().await;
+                        this.begin_next(&meta.uid);
+                    });
+                }
+                return;
+            }
             entry.desired.send_if_modified(|now| {
                 let changed = *now != desired && desired != Desired::Run;
                 if changed {
@@ -168,9 +195,22 @@ impl Reconciler {
         }
     }
 
+    /// The former life of a pod is over: the next one begins.
+    fn begin_next(self: &Arc<Self>, uid: &str) {
+        let next = {
+            let mut pods = self.pods();
+            let entry = pods.known.remove(uid);
+            entry.and_then(|entry| entry.next)
+        };
+        if let Some(pod) = next {
+            self.assign(pod);
+        }
+    }
+
     /// A pod that the control plane does not know: it goes at once.
     pub(crate) fn release(&self, uid: &str) {
-        if let Some(entry) = self.pods().known.get(uid) {
+        if let Some(entry) = self.pods().known.get_mut(uid) {
+            entry.next = None;
             entry.desired.send_replace(Desired::Gone {
                 grace: Duration::ZERO,
             });
@@ -225,6 +265,7 @@ impl Reconciler {
                 desired,
                 access,
                 done,
+                next: None,
             },
         );
     }
@@ -263,6 +304,7 @@ impl Reconciler {
             desired,
             access,
             done,
+            next: None,
         };
         pods.known.insert(uid, entry);
     }

@@ -181,11 +181,6 @@ impl StatusCell {
         inner.1.phase()
     }
 
-    /// From now on reports speak of this generation.
-    pub(crate) fn set_generation(&self, generation: u64) {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner).0 = generation;
-    }
-
     /// Measures a step of the start: its stage begins now and ends when `step` does.
     pub(crate) async fn stage<T>(&self, name: &str, step: impl Future<Output = T>) -> T {
         let start_us = now_us();

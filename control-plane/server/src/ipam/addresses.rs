@@ -84,15 +84,6 @@ impl Addresses {
             self.first_free += 1;
         }
     }
-
-    #[cfg(test)]
-    pub(super) fn taken(&self) -> impl Iterator<Item = u32> {
-        let has = |number: &u32| {
-            let (word, bit) = place(*number).unwrap();
-            self.taken.get(word).is_some_and(|bits| bits & bit != 0)
-        };
-        (0..self.size).filter(has)
-    }
 }
 
 fn place(number: u32) -> Option<(usize, u64)> {

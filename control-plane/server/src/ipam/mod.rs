@@ -454,17 +454,4 @@ fn mac(address: Ipv4Addr) -> String {
 }
 
 #[cfg(test)]
-impl Ipam {
-    /// Every address that a pod has, for comparison.
-    pub(crate) fn all_taken(&self) -> Vec<Ipv4Addr> {
-        let subnets = self.vpcs.values().flat_map(|vpc| &vpc.subnets);
-        let taken = subnets.flat_map(|(cidr, subnet)| {
-            let numbers = subnet.addresses.taken();
-            numbers.map(|number| cidr.address(number))
-        });
-        taken.collect()
-    }
-}
-
-#[cfg(test)]
 mod tests;

@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 struct State {
     to_card: Option<mpsc::UnboundedSender<ToCard>>,
     latest: HashMap<String, PodStatus>,
+    generations: HashMap<String, u64>,
     reports: usize,
 }
 
@@ -61,8 +62,14 @@ impl Cards for Service {
             while let Ok(Some(message)) = incoming.message().await {
                 if let Some(from_card::Message::Reports(all)) = message.message {
                     let mut state = state.lock().unwrap();
-                    for PodReport { uid, status, .. } in all.reports {
+                    for report in all.reports {
+                        let PodReport {
+                            uid,
+                            generation,
+                            status,
+                        } = report;
                         state.reports += 1;
+                        state.generations.insert(uid.clone(), generation);
                         state.latest.insert(uid, status.unwrap());
                     }
                 }
@@ -135,6 +142,13 @@ impl PlayedControl {
             .collect()
     }
 
+    /// The generation of which the latest report of a pod speaks.
+    pub(crate) fn generation(&self, number: u32) -> u64 {
+        let state = self.state.lock().unwrap();
+        let generation = state.generations.get(&uid(number));
+        generation.copied().unwrap_or_default()
+    }
+
     pub(crate) fn reports(&self) -> usize {
         self.state.lock().unwrap().reports
     }
@@ -183,6 +197,13 @@ pub(crate) fn pod(number: u32, image: &str) -> Pod {
             ..PodStatus::default()
         }),
     }
+}
+
+/// The same pod in another life.
+pub(crate) fn again(number: u32, image: &str, generation: u64) -> Pod {
+    let mut pod = pod(number, image);
+    pod.metadata.as_mut().unwrap().generation = generation;
+    pod
 }
 
 /// The same pod, which is to go.

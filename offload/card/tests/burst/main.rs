@@ -177,6 +177,33 @@ async fn many_pods_at_once_all_start_within_bounds_and_leave_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_higher_generation_begins_anew_when_the_former_life_has_gone() {
+    let card = Card::start().await;
+    card.start_pods(0..1).await;
+    eventually(|| card.control.generation(0) == 1, Vec::new).await;
+    for generation in [2, 3, 1] {
+        let again = control::again(0, &card.image, generation);
+        card.control.assign(again);
+    }
+    let uid = control::uid(0);
+    let lives = || {
+        let starting = card.control.in_phase(Phase::Starting).contains(&uid);
+        starting && card.control.generation(0) == 3
+    };
+    eventually(lives, || card.control.failures()).await;
+    assert!(card.agent.stopped().contains(&uid), "its first life ended");
+    card.control.assign(control::deleted(0, &card.image));
+    let mut deleted = control::again(0, &card.image, 3);
+    deleted.metadata.as_mut().unwrap().deleted_us = 2;
+    card.control.assign(deleted);
+    let released = || card.control.in_phase(Phase::Released).contains(&uid);
+    eventually(released, Vec::new).await;
+    assert_eq!(card.control.generation(0), 3);
+    card.stop.send(()).unwrap();
+    card.served.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_start_is_few_reports_and_an_agent_that_is_away_leaves_the_cards_side() {
     let card = Card::start().await;
     card.start_pods(0..1).await;
