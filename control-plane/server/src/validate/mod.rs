@@ -2,6 +2,8 @@
 //! is reserved or written. A refusal names the field by its path in the message.
 
 mod container;
+#[cfg(test)]
+mod faults;
 mod image;
 mod metadata;
 mod names;
