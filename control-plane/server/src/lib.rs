@@ -7,6 +7,7 @@
 
 mod api;
 mod auth;
+mod intake;
 mod inventory;
 mod ipam;
 mod lease;

@@ -26,6 +26,7 @@ use tonic::transport::server::Connected;
 
 use crate::api::{Control, PodsService};
 use crate::auth::{AuthLayer, Tokens};
+use crate::intake::IntakeLayer;
 use crate::lease::Leases;
 use crate::listen::{self, TlsError, TlsFiles};
 use crate::reconcile::{self, State};
@@ -33,10 +34,16 @@ use crate::records::{self, RecordError};
 use crate::tenancy::{Tenancy, Unclaimed};
 use crate::watch::Feed;
 
-/// The largest message that the server takes, in bytes.
+/// The largest message that a card may send, in bytes.
 const MAX_MESSAGE: usize = 4 << 20;
+/// The largest message of other calls than those about pods, in bytes.
+const MAX_REQUEST: usize = 256 << 10;
 /// The largest message that a card gets, in bytes: all pods of a host at once.
 const MAX_ASSIGNMENTS: usize = 64 << 20;
+/// What a client may send unread, on one stream and on one connection, in bytes: so much
+/// of it is held for each.
+const STREAM_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 256 << 10;
 /// The largest headers of a call, in bytes.
 const MAX_HEADERS: u32 = 16 << 10;
 /// Streams at once on one connection: watches, and cards that share one.
@@ -319,12 +326,12 @@ impl Service {
         health.set_serving::<CapacityServer<Control>>().await;
         health.set_serving::<NetworksServer<Control>>().await;
         health.set_serving::<CardsServer<Control>>().await;
-        let pods = PodsService::new(control.clone(), MAX_MESSAGE);
+        let pods = PodsService::new(control.clone());
         let inventory =
-            InventoryServer::new(control.clone()).max_decoding_message_size(MAX_MESSAGE);
-        let tenants = TenantsServer::new(control.clone()).max_decoding_message_size(MAX_MESSAGE);
-        let capacity = CapacityServer::new(control.clone()).max_decoding_message_size(MAX_MESSAGE);
-        let networks = NetworksServer::new(control.clone()).max_decoding_message_size(MAX_MESSAGE);
+            InventoryServer::new(control.clone()).max_decoding_message_size(MAX_REQUEST);
+        let tenants = TenantsServer::new(control.clone()).max_decoding_message_size(MAX_REQUEST);
+        let capacity = CapacityServer::new(control.clone()).max_decoding_message_size(MAX_REQUEST);
+        let networks = NetworksServer::new(control.clone()).max_decoding_message_size(MAX_REQUEST);
         let cards = CardsServer::new(control)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_ASSIGNMENTS);
@@ -333,6 +340,8 @@ impl Service {
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
             .http2_max_header_list_size(MAX_HEADERS)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .max_concurrent_streams(MAX_STREAMS)
             .concurrency_limit_per_connection(MAX_CALLS)
             .timeout(CALL_TIMEOUT)
@@ -340,6 +349,7 @@ impl Service {
                 tokens: self.tokens,
                 open: self.open,
             })
+            .layer(IntakeLayer::new())
             .add_service(health_service)
             .add_service(reflection)
             .add_service(pods)

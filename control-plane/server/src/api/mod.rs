@@ -2,11 +2,12 @@
 
 mod capacity;
 mod cards;
+mod events_body;
 mod inventory;
 mod list;
 mod network;
 mod pods;
-mod shared_events;
+mod pods_service;
 mod stream;
 mod tenants;
 
@@ -19,7 +20,7 @@ use longship_store::Store;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tonic::{Request, Status};
 
-pub(crate) use shared_events::PodsService;
+pub(crate) use pods_service::PodsService;
 pub(crate) use stream::Ending;
 
 use crate::auth::{Scope, Tokens};

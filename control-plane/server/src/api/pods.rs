@@ -4,7 +4,7 @@ use std::pin::Pin;
 
 use longship_proto::control::v1::pods_server::Pods;
 use longship_proto::control::v1::{
-    AccessToken, CreatePodRequest, CreatePodsRequest, CreatePodsResponse, DeletePodRequest,
+    AccessToken, CreatePodRequest, CreatePodsRequest, CreatePodsResponse, DeletePodRequest, Gang,
     GetPodAccessRequest, GetPodRequest, ListPodsRequest, ListPodsResponse, PatchPodRequest, Pod,
     PodAccess, PodEvent, PodResult, WatchPodsRequest, pod_result,
 };
@@ -36,14 +36,11 @@ impl Pods for Control {
         request: Request<CreatePodRequest>,
     ) -> Result<Response<Pod>, Status> {
         let scope = self.scope(&request)?;
-        let pod = request.into_inner().pod;
-        let pod = pod.ok_or_else(|| Failure::invalid("pod", "must be given").into_status())?;
-        let pod = Box::new(validate::pod(pod).map_err(Failure::into_status)?);
-        let namespace = &pod.metadata.namespace;
-        let visible = scope.check_namespace("metadata.namespace", namespace);
-        visible.map_err(Failure::into_status)?;
-        let uid = Uuid::new_v4();
-        let created = self.ask(|answer| Command::Create { pod, uid, answer });
+        let CreatePodRequest {
+            pod,
+            idempotency_key,
+        } = request.into_inner();
+        let created = self.create(&scope, pod, idempotency_key);
         Ok(Response::new(created.await?))
     }
 
@@ -52,26 +49,15 @@ impl Pods for Control {
         request: Request<CreatePodsRequest>,
     ) -> Result<Response<CreatePodsResponse>, Status> {
         let scope = self.scope(&request)?;
-        let request = request.into_inner();
-        let pods = validate::pods(request.pods).map_err(Failure::into_status)?;
-        for (at, pod) in pods.iter().enumerate() {
-            let visible = scope.check_namespace("metadata.namespace", &pod.metadata.namespace);
-            visible.map_err(|failure| validate::in_batch(at, failure).into_status())?;
-        }
-        let pods = pods.into_iter().map(|pod| (pod, Uuid::new_v4())).collect();
-        let gang = request.gang.map(|gang| GangOrder {
-            one_zone: gang.one_zone,
-        });
-        let created = self.ask(|answer| Command::CreateMany { pods, gang, answer });
-        let results = created.await?.into_iter().map(|created| PodResult {
-            result: Some(match created {
-                Ok(pod) => pod_result::Result::Pod(Box::new(pod)),
-                Err(failure) => pod_result::Result::Failure(failure),
-            }),
-        });
-        Ok(Response::new(CreatePodsResponse {
-            results: results.collect(),
-        }))
+        let CreatePodsRequest {
+            pods,
+            idempotency_key,
+            gang,
+        } = request.into_inner();
+        validate::pod_count(pods.len()).map_err(Failure::into_status)?;
+        let pods = pods.into_iter().map(Ok);
+        let created = self.create_many(&scope, pods, gang, idempotency_key);
+        Ok(Response::new(created.await?))
     }
 
     async fn patch_pod(&self, _: Request<PatchPodRequest>) -> Result<Response<Pod>, Status> {
@@ -164,6 +150,52 @@ impl Pods for Control {
 }
 
 impl Control {
+    /// Creates a pod.
+    pub(super) async fn create(
+        &self,
+        scope: &Scope,
+        pod: Option<Pod>,
+        idempotency_key: String,
+    ) -> Result<Pod, Status> {
+        let pod = pod.ok_or_else(|| Failure::invalid("pod", "must be given").into_status())?;
+        let pod = Box::new(validate::pod(pod).map_err(Failure::into_status)?);
+        let namespace = &pod.metadata.namespace;
+        let visible = scope.check_namespace("metadata.namespace", namespace);
+        visible.map_err(Failure::into_status)?;
+        let uid = Uuid::new_v4();
+        self.ask(|answer| Command::Create { pod, uid, answer })
+            .await
+    }
+
+    /// Creates pods, which have been counted.
+    pub(super) async fn create_many(
+        &self,
+        scope: &Scope,
+        pods: impl ExactSizeIterator<Item = Result<Pod, Failure>>,
+        gang: Option<Gang>,
+        idempotency_key: String,
+    ) -> Result<CreatePodsResponse, Status> {
+        let pods = validate::pods(pods).map_err(Failure::into_status)?;
+        for (at, pod) in pods.iter().enumerate() {
+            let visible = scope.check_namespace("metadata.namespace", &pod.metadata.namespace);
+            visible.map_err(|failure| validate::in_batch(at, failure).into_status())?;
+        }
+        let pods = pods.into_iter().map(|pod| (pod, Uuid::new_v4())).collect();
+        let gang = gang.map(|gang| GangOrder {
+            one_zone: gang.one_zone,
+        });
+        let created = self.ask(|answer| Command::CreateMany { pods, gang, answer });
+        let results = created.await?.into_iter().map(|created| PodResult {
+            result: Some(match created {
+                Ok(pod) => pod_result::Result::Pod(Box::new(pod)),
+                Err(failure) => pod_result::Result::Failure(failure),
+            }),
+        });
+        Ok(CreatePodsResponse {
+            results: results.collect(),
+        })
+    }
+
     /// Watches pods; the events' pods are encoded already.
     pub(super) async fn watch_encoded(
         &self,

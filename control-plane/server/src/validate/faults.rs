@@ -8,7 +8,12 @@ use longship_proto::control::v1::{
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
-use super::{pod, pods};
+use super::{NewPod, pod, pod_count};
+
+fn pods(pods: Vec<Pod>) -> Result<Vec<NewPod>, longship_proto::Failure> {
+    pod_count(pods.len())?;
+    super::pods(pods.into_iter().map(Ok))
+}
 
 /// A pod without a fault.
 fn valid_pod() -> impl Strategy<Value = Pod> {

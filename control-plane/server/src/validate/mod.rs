@@ -18,7 +18,7 @@ mod token;
 
 pub(crate) use names::{dns_label, namespace_or_default};
 pub(crate) use network::{NewSubnet, NewVpc, subnet, vpc};
-pub(crate) use pod::{NewPod, grace_limit, in_batch, pod, pods};
+pub(crate) use pod::{NewPod, grace_limit, in_batch, pod, pod_count, pod_size, pods};
 pub(crate) use register::{ValidRegister, register};
 pub(crate) use reservation::reservation;
 pub(crate) use selector::selector;

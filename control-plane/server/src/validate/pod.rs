@@ -41,21 +41,46 @@ pub(crate) struct NewPod {
     pub(crate) spec: PodSpec,
 }
 
-/// Checks many pods.
+/// Checks how many pods a request has.
 ///
 /// # Errors
-/// `INVALID`, at the first field that is wrong, as `pods[3].spec.zone`.
-pub(crate) fn pods(pods: Vec<Pod>) -> Result<Vec<NewPod>, Failure> {
-    if pods.is_empty() || pods.len() > MAX_PODS {
+/// `INVALID` at `pods`.
+pub(crate) fn pod_count(count: usize) -> Result<(), Failure> {
+    if count == 0 || count > MAX_PODS {
         return Err(Failure::invalid(
             "pods",
-            format!("has {} pods; at least 1, at most {MAX_PODS}", pods.len()),
+            format!("has {count} pods; at least 1, at most {MAX_PODS}"),
         ));
     }
+    Ok(())
+}
+
+/// Checks how large an encoded pod is.
+///
+/// # Errors
+/// `INVALID` at the pod itself.
+pub(crate) fn pod_size(bytes: usize) -> Result<(), Failure> {
+    if bytes > MAX_POD_BYTES {
+        return Err(Failure::invalid(
+            "",
+            format!("the pod has {bytes} bytes; at most {MAX_POD_BYTES}"),
+        ));
+    }
+    Ok(())
+}
+
+/// Checks many pods, which have been counted.
+///
+/// # Errors
+/// `INVALID`, at the first field that is wrong, as `pods[3].spec.zone`; or the failure
+/// of what gives the pods.
+pub(crate) fn pods(
+    pods: impl ExactSizeIterator<Item = Result<Pod, Failure>>,
+) -> Result<Vec<NewPod>, Failure> {
     let mut names = HashSet::with_capacity(pods.len());
     let mut checked = Vec::with_capacity(pods.len());
-    for (at, one) in pods.into_iter().enumerate() {
-        let new = pod(one).map_err(|failure| in_batch(at, failure))?;
+    for (at, one) in pods.enumerate() {
+        let new = pod(one?).map_err(|failure| in_batch(at, failure))?;
         let (namespace, name) = (&new.metadata.namespace, &new.metadata.name);
         if !names.insert((namespace.clone(), name.clone())) {
             return Err(Failure::invalid(
@@ -82,13 +107,7 @@ pub(crate) fn in_batch(at: usize, failure: Failure) -> Failure {
 /// # Errors
 /// `INVALID`, at the first field that is wrong.
 pub(crate) fn pod(pod: Pod) -> Result<NewPod, Failure> {
-    let bytes = pod.encoded_len();
-    if bytes > MAX_POD_BYTES {
-        return Err(Failure::invalid(
-            "",
-            format!("the pod has {bytes} bytes; at most {MAX_POD_BYTES}"),
-        ));
-    }
+    pod_size(pod.encoded_len())?;
     let given = pod.metadata.unwrap_or_default();
     dns_label("metadata.name", &given.name)?;
     let namespace = namespace_or_default("metadata.namespace", given.namespace)?;

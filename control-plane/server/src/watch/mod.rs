@@ -26,7 +26,7 @@ use crate::validate;
 use follow::Follower;
 
 /// Events on their way to one watcher; all others are held once for all.
-const QUEUE: usize = 16;
+const QUEUE: usize = 4;
 
 /// Begins to follow the pods of a set, for as long as the caller may see them.
 pub(crate) async fn open(

@@ -7,6 +7,7 @@ mod bad_specs;
 mod callers;
 mod card;
 mod certificates;
+mod flood;
 mod hosts;
 mod life;
 mod lists;

@@ -32,7 +32,13 @@ fn command(listen: &str, state: &Path) -> Command {
 }
 
 /// The process, ended with the test whatever becomes of it.
-struct Running(Child);
+pub(crate) struct Running(Child);
+
+impl Running {
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -42,7 +48,7 @@ impl Drop for Running {
 }
 
 /// Starts it, and waits until it listens.
-fn start(state: &Path) -> (Running, String) {
+pub(crate) fn start(state: &Path) -> (Running, String) {
     let child = command("127.0.0.1:0", state).spawn().unwrap();
     let mut running = Running(child);
     let mut lines = BufReader::new(running.0.stderr.take().unwrap()).lines();
