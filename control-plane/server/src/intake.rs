@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use http::{Request, Response};
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::{Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 use tonic::body::Body;
@@ -150,6 +150,8 @@ impl http_body::Body for Bounded {
 #[cfg(test)]
 mod tests {
     use std::task::Waker;
+
+    use http_body::Body as _;
 
     use super::*;
 
