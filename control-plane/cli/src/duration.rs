@@ -1,4 +1,4 @@
-//! Durations as people write them: `30s`, `5m`, `1h`, `500ms`, or plain seconds.
+//! Durations as people write them: `30s`, `5m`, `1h`, `90d`, `500ms`, or plain seconds.
 
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ pub(crate) fn parse(text: &str) -> Result<Duration, String> {
         "" | "s" => number.checked_mul(1000),
         "m" => number.checked_mul(60_000),
         "h" => number.checked_mul(3_600_000),
-        _ => return Err(format!("unknown unit `{unit}`; there are ms, s, m, h")),
+        "d" => number.checked_mul(86_400_000),
+        _ => return Err(format!("unknown unit `{unit}`; there are ms, s, m, h, d")),
     };
     millis
         .map(Duration::from_millis)

@@ -1,5 +1,6 @@
 //! The link to the control plane.
 
+mod tenancy;
 mod tenant;
 
 use std::str::FromStr;
@@ -10,6 +11,7 @@ use longship_proto::control::v1::image_caches_client::ImageCachesClient;
 use longship_proto::control::v1::inventory_client::InventoryClient;
 use longship_proto::control::v1::networks_client::NetworksClient;
 use longship_proto::control::v1::pods_client::PodsClient;
+use longship_proto::control::v1::tenants_client::TenantsClient;
 use longship_proto::control::v1::{
     CordonHostRequest, CreatePodRequest, CreatePodsRequest, DeletePodRequest, DrainHostRequest,
     Flavor, GetPodAccessRequest, GetPodRequest, Host, ListFlavorsRequest, ListHostsRequest,
@@ -75,6 +77,7 @@ pub(crate) struct Server {
     networks: NetworksClient<Link>,
     capacity: CapacityClient<Link>,
     image_caches: ImageCachesClient<Link>,
+    tenants: TenantsClient<Link>,
     credentials: Credentials,
 }
 
@@ -95,7 +98,8 @@ impl Server {
             inventory: InventoryClient::new(channel.clone()),
             networks: NetworksClient::new(channel.clone()),
             capacity: CapacityClient::new(channel.clone()),
-            image_caches: ImageCachesClient::new(channel),
+            image_caches: ImageCachesClient::new(channel.clone()),
+            tenants: TenantsClient::new(channel),
             credentials,
         })
     }

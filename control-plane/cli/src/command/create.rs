@@ -1,5 +1,7 @@
 //! `longship create`
 
+mod tenancy;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -48,6 +50,8 @@ pub(crate) struct Create {
 
 #[derive(Debug, Subcommand)]
 enum What {
+    Tenant(Box<tenancy::NewTenant>),
+    Token(tenancy::NewToken),
     /// A network of one's own.
     Vpc {
         /// DNS label, unique.
@@ -223,6 +227,8 @@ fn prost_size(pod: &Pod) -> usize {
 impl What {
     async fn create(self, mut server: Server) -> Result<(), CliError> {
         let done = match self {
+            Self::Tenant(tenant) => tenant.put(&mut server).await?,
+            Self::Token(token) => token.create(&mut server).await?,
             Self::Vpc { name, cidr, tenant } => {
                 let vpc = Vpc {
                     name,

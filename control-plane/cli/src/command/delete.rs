@@ -8,7 +8,7 @@ use crate::show;
 use crate::together::together;
 use crate::watch::{PodWatch, Seen};
 
-/// Delete pods, networks, capacity reservations or image caches.
+/// Delete pods, networks, capacity reservations, image caches, tenants or tokens.
 #[derive(Debug, Args)]
 pub(crate) struct Delete {
     /// What it is.
@@ -42,6 +42,11 @@ enum Kind {
     Reservation,
     #[value(name = "imagecache", alias = "imagecaches")]
     ImageCache,
+    #[value(alias = "tenants")]
+    Tenant,
+    /// By its id; whoever has it is refused from then on.
+    #[value(alias = "tokens")]
+    Token,
 }
 
 impl Delete {
@@ -97,6 +102,14 @@ impl Delete {
                 Kind::Reservation => {
                     server.delete_reservation(&self.tenant, name).await?;
                     "reservation"
+                }
+                Kind::Tenant => {
+                    server.delete_tenant(name).await?;
+                    "tenant"
+                }
+                Kind::Token => {
+                    server.revoke_token(name).await?;
+                    "token"
                 }
                 Kind::ImageCache => {
                     server.delete_image_cache(&self.tenant, name).await?;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::card::{list_held, usage};
 use crate::error::CliError;
 use crate::server::{Server, ServerAddress};
-use crate::show::{self, Format, document, objects, table, time, usage as show_usage};
+use crate::show::{self, Format, document, objects, table, tenancy, time, usage as show_usage};
 
 /// Show pods, hosts and what else there is, or what a card holds and its host's templates.
 #[derive(Debug, Args)]
@@ -21,7 +21,7 @@ pub(crate) struct Get {
     /// Pods with these labels, e.g. `app=web,tier in (a,b),!canary`.
     #[arg(long, short = 'l', default_value = "", hide_default_value = true)]
     selector: String,
-    /// Only this tenant's VPCs, reservations or image caches.
+    /// Only this tenant's VPCs, reservations, image caches or tokens.
     #[arg(long, default_value = "", hide_default_value = true)]
     tenant: String,
     /// Operators' socket of the card, for `held` and `templates`.
@@ -52,6 +52,11 @@ enum Kind {
     Reservations,
     #[value(name = "imagecaches", alias = "imagecache")]
     ImageCaches,
+    /// With what they have of their quotas.
+    #[value(alias = "tenant", alias = "quotas", alias = "quota")]
+    Tenants,
+    #[value(alias = "token")]
+    Tokens,
     /// What a card's journal holds for pods.
     Held,
     /// Guests that sandboxes are cloned from, on a card's host.
@@ -92,6 +97,8 @@ impl Get {
             Kind::Vpcs => self.vpcs(Server::connect(address).await?).await,
             Kind::Reservations => self.reservations(Server::connect(address).await?).await,
             Kind::ImageCaches => self.image_caches(Server::connect(address).await?).await,
+            Kind::Tenants => self.tenants(Server::connect(address).await?).await,
+            Kind::Tokens => self.tokens(Server::connect(address).await?).await,
             Kind::Held => self.held().await,
             Kind::Templates => self.templates().await,
         }
@@ -169,6 +176,28 @@ impl Get {
             documents: caches.iter().map(objects::image_cache).collect(),
             text: objects::image_caches(&caches),
             nothing: "there are no image caches".to_owned(),
+        })
+    }
+
+    async fn tenants(&self, mut server: Server) -> Result<Found, CliError> {
+        let tenants = match &self.name {
+            Some(name) => vec![server.tenant(name).await?],
+            None => server.tenants().await?,
+        };
+        Ok(Found {
+            documents: tenants.iter().map(tenancy::tenant).collect(),
+            text: tenancy::tenants(&tenants),
+            nothing: "there are no tenants".to_owned(),
+        })
+    }
+
+    async fn tokens(&self, mut server: Server) -> Result<Found, CliError> {
+        let tokens = server.tokens(&self.tenant).await?;
+        let tokens = self.only(tokens, "token", |token| &token.id)?;
+        Ok(Found {
+            documents: tokens.iter().map(tenancy::token).collect(),
+            text: tenancy::tokens(&tokens, time::now_us()),
+            nothing: "there are no tokens".to_owned(),
         })
     }
 

@@ -5,6 +5,7 @@ pub(crate) mod names;
 pub(crate) mod objects;
 mod placement;
 pub(crate) mod table;
+pub(crate) mod tenancy;
 pub(crate) mod time;
 pub(crate) mod usage;
 pub(crate) mod waterfall;
