@@ -7,6 +7,7 @@
 
 mod api;
 mod auth;
+mod first_token;
 mod intake;
 mod inventory;
 mod ipam;
@@ -24,6 +25,7 @@ mod tenancy;
 mod validate;
 mod watch;
 
+pub use first_token::operator_token;
 pub use listen::{TlsError, TlsFiles};
 pub use records::RecordError;
 pub use serve::{Config, RunError, Server, Service, StartError};

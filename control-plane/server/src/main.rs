@@ -7,8 +7,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::Parser;
-use longship_control::{Config, Server, TlsFiles};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use longship_control::{Config, Server, TlsFiles, operator_token};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Longship's control plane: the API, the scheduler, and what they remember.
@@ -18,14 +19,21 @@ use tokio::signal::unix::{SignalKind, signal};
 /// address then, unless --insecure-open is given. With them, clients show a token, and
 /// cards and operators a certificate that the CA has signed.
 #[derive(Debug, Parser)]
-#[command(name = "longship-control", version)]
+#[command(
+    name = "longship-control",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
 struct Arguments {
+    #[command(subcommand)]
+    action: Option<Action>,
     /// Address and port for clients and cards.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7700")]
     listen: SocketAddr,
     /// Directory of the store; created where it does not exist.
-    #[arg(long, value_name = "DIR")]
-    state: PathBuf,
+    #[arg(long, value_name = "DIR", required = true)]
+    state: Option<PathBuf>,
     /// The server's certificate (PEM).
     #[arg(long, value_name = "FILE", requires_all = ["tls_key", "client_ca"])]
     tls_cert: Option<PathBuf>,
@@ -47,6 +55,42 @@ struct Arguments {
     fence_after: u32,
 }
 
+#[derive(Debug, Subcommand)]
+enum Action {
+    Token(Token),
+}
+
+/// Make an operator's token, while the server does not run, and print it. While it runs,
+/// operators make tokens by `longship create token`.
+#[derive(Debug, Args)]
+struct Token {
+    /// Directory of the embedded store; created where it does not exist.
+    #[arg(long, value_name = "DIR")]
+    state: PathBuf,
+    /// What it may do.
+    #[arg(long, value_enum)]
+    role: TokenRole,
+    /// How many days it is good for.
+    #[arg(long, value_name = "N", default_value_t = 30,
+          value_parser = clap::value_parser!(u32).range(1..=366))]
+    days: u32,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum TokenRole {
+    /// Everything, of all tenants.
+    Operator,
+}
+
+impl Token {
+    async fn make(&self) -> anyhow::Result<()> {
+        let TokenRole::Operator = self.role;
+        let ttl = Duration::from_secs(u64::from(self.days) * 24 * 3600);
+        println!("{}", operator_token(&self.state, ttl).await?);
+        Ok(())
+    }
+}
+
 impl Arguments {
     fn config(self) -> Config {
         let tls = match (self.tls_cert, self.tls_key, self.client_ca) {
@@ -62,7 +106,7 @@ impl Arguments {
             insecure_open: self.insecure_open,
             max_connections: self.max_connections,
             fence_after: Duration::from_secs(self.fence_after.into()),
-            ..Config::new(self.listen, self.state)
+            ..Config::new(self.listen, self.state.unwrap_or_default())
         }
     }
 }
@@ -88,9 +132,13 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    if let Some(Action::Token(token)) = &arguments.action {
+        return token.make().await;
+    }
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     let config = arguments.config();
+    allow_connections();
     let server = Server::start(&config).await?;
     if config.tls.is_none() {
         tracing::warn!("open: whoever reaches the address may do everything");
@@ -103,4 +151,14 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
     };
     Ok(server.run(stop).await?)
+}
+
+/// Thousands of connections take more descriptors than a process is usually given; the
+/// system's own limit stays.
+fn allow_connections() {
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, most, most)
+    {
+        tracing::warn!(%error, "raising the limit of open files");
+    }
 }

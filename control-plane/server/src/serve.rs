@@ -385,7 +385,7 @@ impl Service {
 }
 
 /// Creates a directory that only its owner may look into.
-fn create_private(path: &Path) -> io::Result<()> {
+pub(crate) fn create_private(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new()
         .recursive(true)

@@ -14,6 +14,7 @@ mod lists;
 mod networks;
 mod process;
 mod setup;
+mod strangers;
 mod tenants;
 mod tls;
 mod watches;

@@ -20,7 +20,7 @@ use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
 use crate::setup::{PATIENCE, pod};
 
-fn command(listen: &str, state: &Path) -> Command {
+pub(crate) fn command(listen: &str, state: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_longship-control"));
     command.args(["--listen", listen, "--state"]).arg(state);
     command
@@ -49,15 +49,21 @@ impl Drop for Running {
 
 /// Starts it, and waits until it listens.
 pub(crate) fn start(state: &Path) -> (Running, String) {
-    let child = command("127.0.0.1:0", state).spawn().unwrap();
+    let (running, address) = start_by(command("127.0.0.1:0", state));
+    (running, format!("http://{address}"))
+}
+
+/// Starts what the command says; where it listens.
+pub(crate) fn start_by(mut command: Command) -> (Running, String) {
+    let child = command.spawn().unwrap();
     let mut running = Running(child);
     let mut lines = BufReader::new(running.0.stderr.take().unwrap()).lines();
     let line = lines.find(|line| line.as_ref().unwrap().contains("listening"));
     let line = line.expect("it listens").unwrap();
     let (_, address) = line.rsplit_once("address=").unwrap();
-    let url = format!("http://{}", address.trim());
+    let address = address.trim().to_owned();
     std::thread::spawn(move || lines.for_each(drop));
-    (running, url)
+    (running, address)
 }
 
 fn stop(running: &mut Running, signal: Signal) -> Option<i32> {
@@ -73,7 +79,7 @@ fn stop(running: &mut Running, signal: Signal) -> Option<i32> {
     }
 }
 
-fn fails(output: &Output) -> String {
+pub(crate) fn fails(output: &Output) -> String {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let text = String::from_utf8(output.stderr.clone()).unwrap();
     let errors: Vec<&str> = text
