@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -39,25 +39,8 @@ pub enum ControlError {
 pub struct ControlOptions {
     /// The program.
     pub binary: PathBuf,
-    /// Where it listens; port 0 for any.
-    pub listen: String,
-    /// Where its state lies.
-    pub state: PathBuf,
-    /// More arguments.
+    /// Its arguments.
     pub arguments: Vec<String>,
-}
-
-impl ControlOptions {
-    /// On any port of this machine.
-    #[must_use]
-    pub fn new(binary: &Path, state: &Path) -> Self {
-        Self {
-            binary: binary.to_owned(),
-            listen: "127.0.0.1:0".to_owned(),
-            state: state.to_owned(),
-            arguments: Vec::new(),
-        }
-    }
 }
 
 /// A running `longship-control`; it is killed when this is dropped.
@@ -76,8 +59,6 @@ impl ControlProcess {
     pub async fn start(options: &ControlOptions) -> Result<Self, ControlError> {
         let mut command = Command::new(&options.binary);
         command
-            .args(["--listen", &options.listen, "--state"])
-            .arg(&options.state)
             .args(&options.arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -1,6 +1,7 @@
 //! What the control plane does under load, measured from outside.
 
 mod cards;
+mod failover;
 mod follow;
 mod load;
 mod local;
@@ -14,6 +15,7 @@ use clap::{Args, Subcommand};
 use longship_report::document::{Document, check_writable};
 
 use cards::Cards;
+use failover::Failover;
 use local::Local;
 use pods::Pods;
 use watch::Watch;
@@ -40,6 +42,7 @@ enum Benchmark {
     Watch(Watch),
     Cards(Cards),
     Local(Local),
+    Failover(Failover),
 }
 
 impl Bench {
@@ -56,6 +59,7 @@ impl Bench {
             Benchmark::Watch(watch) => ("control-watch", watch.run().await?),
             Benchmark::Cards(cards) => ("control-cards", cards.run().await?),
             Benchmark::Local(local) => ("control-local", local.run().await?),
+            Benchmark::Failover(failover) => ("control-failover", failover.run().await?),
         };
         let document = Document::new("longship-sim", name, self.label.clone(), findings);
         document.publish(self.json.as_ref(), self.html.as_ref())?;

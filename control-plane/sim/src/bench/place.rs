@@ -1,11 +1,13 @@
 //! Where a benchmark runs: a control plane of its own, cards, and clients.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
+use longship_proto::Class;
+use longship_test_etcd::Etcd;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::client::Client;
@@ -20,7 +22,10 @@ pub(crate) struct PlaceOptions {
     /// The program to measure; where it is not given, `longship-control` beside this one
     #[arg(long, value_name = "FILE", global = true)]
     control: Option<PathBuf>,
-    /// Directory under which its state lies for as long as it runs
+    /// Where the control plane keeps its state
+    #[arg(long, value_enum, global = true, default_value_t = StoreKind::Embedded)]
+    store: StoreKind,
+    /// Directory under which the embedded store lies for as long as it runs
     #[arg(long, value_name = "DIR", global = true, default_value_os_t = std::env::temp_dir())]
     state: PathBuf,
     /// Streams of cards that share a connection; 1: each has its own
@@ -30,7 +35,7 @@ pub(crate) struct PlaceOptions {
 }
 
 impl PlaceOptions {
-    fn binary(&self) -> anyhow::Result<PathBuf> {
+    pub(crate) fn binary(&self) -> anyhow::Result<PathBuf> {
         match &self.control {
             Some(binary) => Ok(binary.clone()),
             None => Ok(std::env::current_exe()
@@ -40,26 +45,89 @@ impl PlaceOptions {
     }
 }
 
+/// Where a control plane keeps its state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum StoreKind {
+    /// In a file of its own
+    Embedded,
+    /// In an etcd of one member, started for this
+    Etcd,
+}
+
 /// A control plane, on its own state.
 pub(crate) struct Place {
     pub(crate) control: ControlProcess,
     streams: usize,
-    _dir: tempfile::TempDir,
+    _dir: Option<tempfile::TempDir>,
+    _etcd: Option<Etcd>,
+}
+
+/// How one replica is started, and where it will be reached.
+pub(crate) fn replica(binary: PathBuf, etcd: &Etcd) -> anyhow::Result<(ControlOptions, String)> {
+    // Free now: nobody else on this machine takes it in the meantime, or it does not start.
+    let port = std::net::TcpListener::bind("127.0.0.1:0")?
+        .local_addr()?
+        .port();
+    let (listen, url) = (
+        format!("127.0.0.1:{port}"),
+        format!("http://127.0.0.1:{port}"),
+    );
+    let arguments = [
+        "--listen",
+        &listen,
+        "--store",
+        "etcd",
+        "--etcd",
+        &etcd.url(),
+        "--advertise",
+        &url,
+    ];
+    let options = ControlOptions {
+        binary,
+        arguments: arguments.map(str::to_owned).to_vec(),
+    };
+    Ok((options, url))
+}
+
+/// Starts an etcd; it ends with its handle.
+pub(crate) async fn etcd() -> anyhow::Result<Etcd> {
+    Ok(tokio::task::spawn_blocking(Etcd::start).await?)
 }
 
 impl Place {
     pub(crate) async fn new(options: &PlaceOptions) -> anyhow::Result<Self> {
-        let dir = tempfile::Builder::new()
-            .prefix("longship-sim-")
-            .tempdir_in(&options.state)
-            .with_context(|| format!("--state {}", options.state.display()))?;
-        let state: &Path = dir.path();
-        let control = ControlOptions::new(&options.binary()?, &state.join("control"));
-        Ok(Self {
+        let binary = options.binary()?;
+        let (control, dir, etcd) = match options.store {
+            StoreKind::Embedded => {
+                let dir = tempfile::Builder::new()
+                    .prefix("longship-sim-")
+                    .tempdir_in(&options.state)
+                    .with_context(|| format!("--state {}", options.state.display()))?;
+                let path = dir.path().join("control");
+                let path = path.to_str().context("--state must be UTF-8")?;
+                let arguments = ["--listen", "127.0.0.1:0", "--state", path];
+                let arguments = arguments.map(str::to_owned).to_vec();
+                (ControlOptions { binary, arguments }, Some(dir), None)
+            }
+            StoreKind::Etcd => {
+                let etcd = etcd().await?;
+                (replica(binary, &etcd)?.0, None, Some(etcd))
+            }
+        };
+        let place = Self {
             control: ControlProcess::start(&control).await?,
             streams: options.streams.into(),
             _dir: dir,
-        })
+            _etcd: etcd,
+        };
+        place.wait_leading().await?;
+        Ok(place)
+    }
+
+    /// A replica decides only when its turn has come.
+    async fn wait_leading(&self) -> anyhow::Result<()> {
+        let client = Client::new(self.endpoint()?.connect().await?);
+        leading(&client).await
     }
 
     pub(crate) fn endpoint(&self) -> anyhow::Result<Endpoint> {
@@ -95,6 +163,22 @@ impl Place {
         let pid = self.control.pid().with_context(ended)?;
         Usage::of(pid).with_context(ended)
     }
+}
+
+/// Waits until the control plane behind a client decides.
+pub(crate) async fn leading(client: &Client) -> anyhow::Result<()> {
+    let asked = async {
+        loop {
+            match client.delete("default", "nobody").await {
+                Err(failure) if failure.class() == Class::Unavailable => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                _ => return,
+            }
+        }
+    };
+    let led = tokio::time::timeout(Duration::from_secs(60), asked).await;
+    led.context("no control plane leads")
 }
 
 /// Bytes as MB of 10^6 bytes.
