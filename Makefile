@@ -17,10 +17,10 @@ static := RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
     cargo build --profile lean --target $(triple)
 
 .NOTPARALLEL:
-.PHONY: help setup build guest demo test lint unit e2e bench
+.PHONY: help setup build guest demo test lint unit e2e bench bench-control
 
 help: ## this list
-	@sed -nE 's/^([a-z0-9]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
 
 setup: ## install what is missing on this machine (apt)
 	@hwtests/setup/packages.sh
@@ -58,6 +58,13 @@ e2e: build guest ## the tests that need a KVM and cross processes
 	export LONGSHIP_INITRAMFS=$(CURDIR)/target/guest/initramfs.cpio; \
 	$(on_kvm) $(testbed) -- bash -c 'failed=0; for t; do "$$t" --test-threads=1 || failed=1; done; exit $$failed' e2e $$tests
 
-bench: build guest ## what starts, sandboxes and pods cost, beside what was promised
+bench: build guest ## what starts, sandboxes, pods and the control plane cost, beside what was promised
 	@hwtests/demo/make-image.sh target/demo/image
+	cargo bench -p longship-scheduler
 	@hwtests/bench/bench.sh
+
+bench-control: setup ## of these, what needs no KVM: the scheduler and the control plane
+	cargo build --release -p longship-control -p longship-sim -p longship-bench
+	cargo bench -p longship-scheduler
+	@hwtests/bench/control-plane.sh target/bench
+	@target/release/longship-bench report target/bench/control-*.json --html target/bench/control.html

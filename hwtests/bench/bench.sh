@@ -28,6 +28,7 @@ if [ "${1-}" != here ]; then
     # The goal of density is one of a host of 8 GiB.
     "$root/hwtests/setup/on-kvm.sh" --memory 8192 --timeout 1500 --share "$out" \
         -- "$self" here rates || failed=$?
+    "$root/hwtests/bench/control-plane.sh" "$out" || failed=$?
     "$release/longship-bench" report "$out"/*.json --html "$out/report.html"
     exit "$failed"
 fi

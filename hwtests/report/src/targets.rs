@@ -83,7 +83,7 @@ const fn at_least(
 }
 
 /// All of them.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 20] = [
     at_most(
         "spawn → init, cold, lean kernel, 1 vCPU, 128 MiB",
         ("compare", "compare.longship.cold"),
@@ -187,6 +187,62 @@ pub const TARGETS: [Target; 13] = [
         "",
         0.0,
         0.0,
+    ),
+    at_most(
+        "control plane: 10,000 pods on 1,000 cards, create → Running",
+        ("control-pods", "pods.seconds"),
+        "s",
+        "",
+        10.0,
+        10.0,
+    ),
+    at_most(
+        "the same, 500 pods",
+        ("control-pods-500", "pods.seconds"),
+        "s",
+        "",
+        1.0,
+        1.0,
+    ),
+    at_most(
+        "10,000 pods: etcd to the embedded store",
+        ("control-stores", "stores.ratio"),
+        "",
+        "",
+        3.0,
+        3.0,
+    ),
+    at_most(
+        "a change of one of 100,000 pods → 1,000 watchers, 99th percentile",
+        ("control-watch", "watch.change.p99"),
+        "ms",
+        "",
+        100.0,
+        100.0,
+    ),
+    at_most(
+        "leader killed under load: acknowledged pods lost",
+        ("control-failover", "failover.lost"),
+        "",
+        "",
+        0.0,
+        0.0,
+    ),
+    at_most(
+        "leader killed under load: pods duplicated",
+        ("control-failover", "failover.duplicated"),
+        "",
+        "",
+        0.0,
+        0.0,
+    ),
+    at_most(
+        "10,000 pods, all in batches of 100",
+        ("control-pods-batch", "pods.seconds"),
+        "s",
+        "",
+        10.0,
+        10.0,
     ),
 ];
 

@@ -7,6 +7,7 @@ mod load;
 mod local;
 mod place;
 mod pods;
+mod stores;
 mod watch;
 
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ use cards::Cards;
 use failover::Failover;
 use local::Local;
 use pods::Pods;
+use stores::Stores;
 use watch::Watch;
 
 /// Measures a control plane that it starts itself.
@@ -43,6 +45,7 @@ enum Benchmark {
     Cards(Cards),
     Local(Local),
     Failover(Failover),
+    Stores(Stores),
 }
 
 impl Bench {
@@ -59,6 +62,7 @@ impl Bench {
             Benchmark::Watch(watch) => ("control-watch", watch.run().await?),
             Benchmark::Cards(cards) => ("control-cards", cards.run().await?),
             Benchmark::Local(local) => ("control-local", local.run().await?),
+            Benchmark::Stores(stores) => ("control-stores", stores.run().await?),
             Benchmark::Failover(failover) => ("control-failover", failover.run().await?),
         };
         let document = Document::new("longship-sim", name, self.label.clone(), findings);

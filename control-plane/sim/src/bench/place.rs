@@ -96,8 +96,13 @@ pub(crate) async fn etcd() -> anyhow::Result<Etcd> {
 
 impl Place {
     pub(crate) async fn new(options: &PlaceOptions) -> anyhow::Result<Self> {
+        Self::on(options, options.store).await
+    }
+
+    /// With its state there, whatever the options say.
+    pub(crate) async fn on(options: &PlaceOptions, store: StoreKind) -> anyhow::Result<Self> {
         let binary = options.binary()?;
-        let (control, dir, etcd) = match options.store {
+        let (control, dir, etcd) = match store {
             StoreKind::Embedded => {
                 let dir = tempfile::Builder::new()
                     .prefix("longship-sim-")

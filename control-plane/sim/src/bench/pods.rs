@@ -13,7 +13,7 @@ use super::follow::{Follower, Seen};
 use super::load;
 use super::place::{Place, PlaceOptions, mb};
 use crate::client::Client;
-use crate::fleet::FleetShape;
+use crate::fleet::{Fleet, FleetShape};
 use crate::usage::Usage;
 
 /// Nothing here takes longer.
@@ -43,8 +43,9 @@ pub(crate) struct Pods {
 
 /// What the rounds have found.
 #[derive(Default)]
-struct Samples {
-    seconds: Vec<f64>,
+pub(crate) struct Samples {
+    /// From the first request until all were seen running, each round.
+    pub(crate) seconds: Vec<f64>,
     create_seconds: Vec<f64>,
     delete_seconds: Vec<f64>,
     cpu_ms: Vec<f64>,
@@ -65,42 +66,31 @@ const STAGES: [&str; 6] = [
 
 impl Pods {
     pub(crate) async fn run(&self) -> anyhow::Result<Findings> {
-        let place = Place::new(&self.place).await?;
         let shape = FleetShape {
             cards: usize::try_from(self.cards)?,
             ..FleetShape::default()
         };
-        let fleet = place.cards(&shape).await?;
-        let clients = place.clients(self.clients.into()).await?;
-        let watcher = place.clients(1).await?.pop().context("a client")?;
-        let mut follower = Follower::new(&watcher).await?;
+        let place = Place::new(&self.place).await?;
+        let mut bed = Bed::new(place, &shape, self.clients.into()).await?;
+        let (pods, batch) = (usize::try_from(self.pods)?, usize::from(self.batch));
+        bed.round(pods.div_ceil(10), batch, &mut Samples::default())
+            .await?;
         let mut samples = Samples::default();
-        let pods = usize::try_from(self.pods)?;
-        let warm_up = pods.div_ceil(10);
-        self.round(
-            &place,
-            &clients,
-            &mut follower,
-            warm_up,
-            &mut Samples::default(),
-        )
-        .await?;
-        let (reports, _) = fleet.counts().reports();
-        let seen = follower.seen;
+        let (reports, _) = bed.fleet.counts().reports();
+        let seen = bed.follower.seen;
         for _ in 0..self.rounds {
-            self.round(&place, &clients, &mut follower, pods, &mut samples)
-                .await?;
+            bed.round(pods, batch, &mut samples).await?;
         }
-        let usage = place.usage()?;
+        let usage = bed.place.usage()?;
         let all = number(u64::from(self.pods)) * f64::from(self.rounds);
         let a_pod = |count: usize| show(number(u64::try_from(count).unwrap_or(0)) / all);
-        let (reports_now, _) = fleet.counts().reports();
+        let (reports_now, _) = bed.fleet.counts().reports();
         let mut findings = samples.findings(f64::from(self.pods));
         findings.notes.extend([
             format!(
                 "{} reports and {} watch events a pod, its deletion included",
                 a_pod(reports_now - reports),
-                a_pod(follower.seen - seen)
+                a_pod(bed.follower.seen - seen)
             ),
             format!(
                 "the control plane's memory was at most {} MB",
@@ -112,27 +102,50 @@ impl Pods {
         ]);
         Ok(findings)
     }
+}
 
-    async fn round(
-        &self,
-        place: &Place,
-        clients: &[Client],
-        follower: &mut Follower,
+/// A control plane with cards, clients and a watcher.
+pub(crate) struct Bed {
+    place: Place,
+    fleet: Fleet,
+    clients: Vec<Client>,
+    follower: Follower,
+}
+
+impl Bed {
+    pub(crate) async fn new(
+        place: Place,
+        shape: &FleetShape,
+        clients: usize,
+    ) -> anyhow::Result<Self> {
+        let fleet = place.cards(shape).await?;
+        let watcher = place.clients(1).await?.pop().context("a client")?;
+        Ok(Self {
+            clients: place.clients(clients).await?,
+            follower: Follower::new(&watcher).await?,
+            place,
+            fleet,
+        })
+    }
+
+    /// So many pods come, run, and go.
+    pub(crate) async fn round(
+        &mut self,
         count: usize,
+        batch: usize,
         samples: &mut Samples,
     ) -> anyhow::Result<()> {
-        let before = (place.usage()?, Usage::own()?);
+        let before = (self.place.usage()?, Usage::own()?);
         let begun = Instant::now();
         let names = (0..count).map(|number| format!("pod-{number:06}"));
-        let batch = usize::from(self.batch);
-        let creating = load::create(clients, names.collect(), batch);
+        let creating = load::create(&self.clients, names.collect(), batch);
         let waiting = async {
-            let running = tokio::time::timeout(PATIENCE, follower.running(count)).await;
+            let running = tokio::time::timeout(PATIENCE, self.follower.running(count)).await;
             running.context("the pods do not all run in time")?
         };
         let (created, running) = tokio::try_join!(creating, waiting)?;
         samples.seconds.push(begun.elapsed().as_secs_f64());
-        let after = (place.usage()?, Usage::own()?);
+        let after = (self.place.usage()?, Usage::own()?);
         samples.create_seconds.push(created.took.as_secs_f64());
         samples
             .cpu_ms
@@ -145,9 +158,9 @@ impl Pods {
 
         let begun = Instant::now();
         let names: Vec<String> = running.into_keys().collect();
-        let deleting = load::delete(clients, names);
+        let deleting = load::delete(&self.clients, names);
         let waiting = async {
-            let gone = tokio::time::timeout(PATIENCE, follower.gone(count)).await;
+            let gone = tokio::time::timeout(PATIENCE, self.follower.gone(count)).await;
             gone.context("the pods do not all go in time")?
         };
         tokio::try_join!(deleting, waiting)?;

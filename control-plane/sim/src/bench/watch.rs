@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use longship_proto::control::v1::{PodEvent, WatchPodsRequest, pod_event};
 use longship_report::document::{Figure, Findings};
-use longship_report::summary::number;
+use longship_report::summary::{Summary, number};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tonic::Streaming;
@@ -118,7 +118,14 @@ impl Watch {
             watched.resident.saturating_sub(filled.resident),
             self.watchers,
         );
+        let slowest = Summary::of(&all).map(|summary| summary.p99);
         let figures = [
+            Figure::of(
+                "watch.change.p99",
+                "a change: request → seen, 99th percentile",
+                "ms",
+                slowest.into_iter().collect(),
+            ),
             Figure::of(
                 "watch.change",
                 "a change: request → seen, each watcher",
