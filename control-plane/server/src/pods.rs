@@ -117,6 +117,8 @@ struct Entry {
     changed: bool,
     /// Notes of it lie in the store.
     noted: bool,
+    /// Its labels as they lie in the store, where they have changed since.
+    former: Option<HashMap<String, String>>,
 }
 
 /// By what a pod is found.
@@ -145,6 +147,8 @@ pub(crate) struct Unwritten {
     pub(crate) record: Arc<PodRecord>,
     /// Notes of it lie in the store.
     pub(crate) noted: bool,
+    /// Its labels before, where they have changed.
+    pub(crate) former: Option<HashMap<String, String>>,
 }
 
 /// All pods.
@@ -186,18 +190,18 @@ impl Pods {
     /// Adds a pod, or puts it in the place of what it was.
     pub(crate) fn put(&mut self, record: PodRecord) {
         let id = record.id;
-        let (version, changed, noted) = match self.by_uid.remove(&id) {
+        let (version, changed, noted, former) = match self.by_uid.remove(&id) {
             None => {
                 self.by_key.insert(record.key(), id);
                 let namespace = record.meta.namespace.clone();
                 *self.by_namespace.entry(namespace).or_default() += 1;
                 let tenant = record.meta.tenant.clone();
                 *self.by_tenant.entry(tenant).or_default() += 1;
-                (0, false, false)
+                (0, false, false, None)
             }
             Some(before) => {
                 self.unindex(id, &Facets::of(&before.record));
-                (before.version, before.changed, before.noted)
+                (before.version, before.changed, before.noted, before.former)
             }
         };
         self.index(id, Facets::of(&record));
@@ -206,6 +210,7 @@ impl Pods {
             version,
             changed,
             noted,
+            former,
         };
         self.by_uid.insert(id, entry);
     }
@@ -230,6 +235,18 @@ impl Pods {
         entry.is_some_and(|entry| !std::mem::replace(&mut entry.changed, true))
     }
 
+    /// Whether the pod has changed since it was written.
+    pub(crate) fn is_changed(&self, id: Uuid) -> bool {
+        self.by_uid.get(&id).is_some_and(|entry| entry.changed)
+    }
+
+    /// Remembers what labels the pod had, for those who watch by them.
+    pub(crate) fn set_former(&mut self, id: Uuid, labels: HashMap<String, String>) {
+        if let Some(entry) = self.by_uid.get_mut(&id) {
+            entry.former.get_or_insert(labels);
+        }
+    }
+
     /// What is to be written of the pod; nothing where it is gone or is written.
     pub(crate) fn take_changed(&mut self, id: Uuid) -> Option<Unwritten> {
         let entry = self.by_uid.get_mut(&id).filter(|entry| entry.changed)?;
@@ -238,6 +255,7 @@ impl Pods {
         Some(Unwritten {
             record: Arc::clone(&entry.record),
             noted,
+            former: entry.former.take(),
         })
     }
 

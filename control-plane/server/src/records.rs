@@ -207,6 +207,15 @@ pub(crate) struct FormerLabels {
     pub former: Option<LabelSet>,
 }
 
+impl FormerLabels {
+    /// These are what they were.
+    pub(crate) fn of(labels: HashMap<String, String>) -> Self {
+        Self {
+            former: Some(LabelSet { labels }),
+        }
+    }
+}
+
 /// A pod's labels.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct LabelSet {

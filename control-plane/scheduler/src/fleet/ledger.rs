@@ -348,7 +348,7 @@ impl Fleet {
     }
 
     /// Counts a pod in, or out of, the terms that mean it or that it guards.
-    fn count_terms(&mut self, slot: u32, come: bool) {
+    pub(super) fn count_terms(&mut self, slot: u32, come: bool) {
         let held = &self.pods[slot];
         let template = &self.templates[held.template];
         // Room that is kept is no pod.

@@ -12,6 +12,7 @@ mod limits;
 mod news;
 mod place;
 mod preempt;
+mod relabel;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

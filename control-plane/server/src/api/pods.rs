@@ -60,8 +60,17 @@ impl Pods for Control {
         Ok(Response::new(created.await?))
     }
 
-    async fn patch_pod(&self, _: Request<PatchPodRequest>) -> Result<Response<Pod>, Status> {
-        Err(Status::unimplemented("not yet"))
+    async fn patch_pod(&self, request: Request<PatchPodRequest>) -> Result<Response<Pod>, Status> {
+        let scope = self.scope(&request)?;
+        let mut request = request.into_inner();
+        let names = (
+            std::mem::take(&mut request.namespace),
+            std::mem::take(&mut request.name),
+        );
+        (request.namespace, request.name) = pod_name(&scope, names.0, names.1)?;
+        let patch = Box::new(validate::patch(request).map_err(Failure::into_status)?);
+        let patched = self.ask(|answer| Command::Patch { patch, answer });
+        Ok(Response::new(patched.await?))
     }
 
     async fn get_pod(&self, request: Request<GetPodRequest>) -> Result<Response<Pod>, Status> {
@@ -107,7 +116,7 @@ impl Pods for Control {
             namespace,
             name,
             grace_seconds,
-            ..
+            if_uid,
         } = request.into_inner();
         let (namespace, name) = pod_name(&scope, namespace, name)?;
         if let Some(seconds) = grace_seconds {
@@ -117,6 +126,7 @@ impl Pods for Control {
             namespace,
             name,
             grace_seconds,
+            if_uid,
             answer,
         });
         Ok(Response::new(deleted.await?))

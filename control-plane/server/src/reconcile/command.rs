@@ -9,7 +9,7 @@ use super::networks::NetworkCommand;
 use super::tenants::TenantCommand;
 use super::tokens::TokenCommand;
 use crate::inventory::Session;
-use crate::validate::{NewPod, ValidRegister};
+use crate::validate::{NewPod, PodPatch, ValidRegister};
 
 /// Where an answer goes.
 pub(crate) type Answer<T> = oneshot::Sender<Result<T, Failure>>;
@@ -32,6 +32,12 @@ pub(crate) enum Command {
         namespace: String,
         name: String,
         grace_seconds: Option<u32>,
+        /// Not empty: only this very pod.
+        if_uid: String,
+        answer: Answer<Pod>,
+    },
+    Patch {
+        patch: Box<PodPatch>,
         answer: Answer<Pod>,
     },
     Access {

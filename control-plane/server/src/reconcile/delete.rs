@@ -19,11 +19,19 @@ impl State {
         now: Now,
         (namespace, name): (&str, &str),
         grace_seconds: Option<u32>,
+        if_uid: &str,
         answer: Answer<Pod>,
     ) {
         let Some(found) = self.pods.find(namespace, name) else {
             return refuse(answer, no_pod(namespace, name));
         };
+        if !if_uid.is_empty() && found.meta.uid != if_uid {
+            let failure = Failure {
+                field: "if_uid".into(),
+                ..Failure::conflict(format!("pod {namespace}/{name} is another by now"))
+            };
+            return refuse(answer, failure);
+        }
         let mut record = PodRecord::clone(found);
         let before = record.clone();
         if !record.is_deleted() {

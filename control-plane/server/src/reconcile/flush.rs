@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::plan::{Plan, Step, Tell, Written};
 use super::state::State;
 use crate::pods::PodRecord;
-use crate::records::{self, Notes};
+use crate::records::{self, FormerLabels, Notes};
 
 /// Writes the plan, then tells and answers.
 ///
@@ -98,7 +98,11 @@ impl State {
         };
         let record = unwritten.record;
         let key = record.key();
-        transaction = transaction.put(records::POD, &key, record.to_bytes(), Expect::Any);
+        let mut bytes = record.to_bytes();
+        if let Some(labels) = unwritten.former {
+            bytes.extend(FormerLabels::of(labels).encode_to_vec());
+        }
+        transaction = transaction.put(records::POD, &key, bytes, Expect::Any);
         if record.notes != Notes::default() {
             let bytes = record.notes.encode_to_vec();
             transaction = transaction.put(records::NOTES, &key, bytes, Expect::Any);

@@ -18,6 +18,7 @@ mod histories;
 mod hosts;
 mod load;
 mod networks;
+mod patch;
 mod placement;
 mod plan;
 mod quota;
@@ -95,8 +96,10 @@ impl State {
                 namespace,
                 name,
                 grace_seconds,
+                if_uid,
                 answer,
-            } => self.delete(now, (&namespace, &name), grace_seconds, answer),
+            } => self.delete(now, (&namespace, &name), grace_seconds, &if_uid, answer),
+            Command::Patch { patch, answer } => self.patch(*patch, answer),
             Command::Access {
                 namespace,
                 name,

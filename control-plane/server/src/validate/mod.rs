@@ -8,6 +8,7 @@ mod image;
 mod metadata;
 mod names;
 mod network;
+mod patch;
 mod placement;
 mod pod;
 mod register;
@@ -16,8 +17,10 @@ mod selector;
 mod tenant;
 mod token;
 
+pub(crate) use metadata::{annotations, labels};
 pub(crate) use names::{dns_label, namespace_or_default};
 pub(crate) use network::{NewSubnet, NewVpc, subnet, vpc};
+pub(crate) use patch::{PodPatch, patch};
 pub(crate) use pod::{NewPod, grace_limit, in_batch, pod, pod_count, pod_size, pods};
 pub(crate) use register::{ValidRegister, register};
 pub(crate) use reservation::reservation;

@@ -12,6 +12,7 @@ mod hosts;
 mod life;
 mod lists;
 mod networks;
+mod patches;
 mod process;
 mod setup;
 mod strangers;

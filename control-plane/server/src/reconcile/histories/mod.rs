@@ -146,6 +146,7 @@ impl World {
                 namespace: tenant(*red).into(),
                 name: format!("pod-{pod}"),
                 grace_seconds: None,
+                if_uid: String::new(),
                 answer: self.answer(),
             },
             Act::Attach { host, remembers } => self.attach(&host_name(*host), *remembers),
