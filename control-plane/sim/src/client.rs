@@ -2,7 +2,7 @@
 
 use longship_proto::control::v1::pods_client::PodsClient;
 use longship_proto::control::v1::{
-    Container, CreatePodRequest, CreatePodsRequest, DeletePodRequest, ListPodsRequest,
+    Container, CreatePodRequest, CreatePodsRequest, DeletePodRequest, Gang, ListPodsRequest,
     ListPodsResponse, ObjectMeta, Pod, PodEvent, PodSpec, Resources, WatchPodsRequest, pod_result,
 };
 use longship_proto::{Class, Failure, failure_of};
@@ -39,14 +39,20 @@ impl Client {
         answer(self.pods.clone().create_pod(request).await)
     }
 
-    /// Creates many in one request; one result a pod.
+    /// Creates many in one request, as a gang or each for itself; one result a pod.
     ///
     /// # Errors
     /// The server's, where it refuses all of them.
-    pub async fn create_many(&self, pods: Vec<Pod>) -> Result<Vec<Result<Pod, Failure>>, Failure> {
+    pub async fn create_many(
+        &self,
+        pods: Vec<Pod>,
+        gang: Option<Gang>,
+        idempotency_key: &str,
+    ) -> Result<Vec<Result<Pod, Failure>>, Failure> {
         let request = CreatePodsRequest {
             pods,
-            ..CreatePodsRequest::default()
+            gang,
+            idempotency_key: idempotency_key.to_owned(),
         };
         let answered = answer(self.pods.clone().create_pods(request).await)?;
         let results = answered.results.into_iter().map(|one| match one.result {

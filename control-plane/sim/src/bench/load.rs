@@ -95,7 +95,7 @@ fn pod_in(vpc: &str, name: String) -> Pod {
 
 async fn create_part(client: &Client, mut pods: Vec<Pod>, batch: usize) -> anyhow::Result<()> {
     if batch > 1 {
-        for result in client.create_many(pods).await? {
+        for result in client.create_many(pods, None, "").await? {
             result?;
         }
     } else if let Some(pod) = pods.pop() {

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use longship_proto::control::v1::{
-    Phase, Pod, PodStatus, RestartPolicy, WatchPodsRequest, pod_event,
+    Gang, Phase, PlacementConstraint, Pod, PodStatus, RestartPolicy, WatchPodsRequest,
+    placement_constraint, pod_event,
 };
 use longship_proto::{Class, Failure};
 use longship_sim::client::{Client, failure, small_pod};
@@ -16,6 +17,8 @@ use tokio::time::{sleep, timeout};
 
 use crate::network::Way;
 
+/// Pods with this label want a host without another of them.
+pub(crate) const LONELY: &str = "lonely";
 /// How long a client waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How often it asks again for the same.
@@ -79,6 +82,14 @@ impl Clients {
                 live.map(|(name, _)| name.clone()).collect()
             });
             if live.len() < self.most && random.random_bool(0.65) {
+                if random.random_bool(0.12) {
+                    let count = random.random_range(2..=4);
+                    let pods = (1..=count).map(|next| draw_pod(&mut random, number + next));
+                    let pods = pods.collect();
+                    number += count;
+                    self.create_gang(&way, pods).await;
+                    continue;
+                }
                 number += 1;
                 let pod = draw_pod(&mut random, number);
                 self.create(&way, pod).await;
@@ -112,6 +123,57 @@ impl Clients {
                     return;
                 }
                 Err(failure) => panic!("{name}: {failure}"),
+            }
+        }
+    }
+
+    /// All of them or none: also of their places.
+    async fn create_gang(&self, way: &Way, pods: Vec<Pod>) {
+        let names: Vec<String> = pods.iter().map(name).collect();
+        for name in &names {
+            self.set(name, Fate::Unknown);
+        }
+        for attempt in 0..ATTEMPTS {
+            let gang = Gang { one_zone: false };
+            let created = self
+                .ask(way, async |client: &Client| {
+                    let key = format!("gang-{}", names[0]);
+                    client.create_many(pods.clone(), Some(gang), &key).await
+                })
+                .await;
+            // All have the same outcome, so the first failure is everybody's.
+            let created = created.and_then(|results| results.into_iter().collect());
+            let created: Result<Vec<Pod>, Failure> = created;
+            match created {
+                Ok(created) => {
+                    // A later attempt is answered with what became of them meanwhile.
+                    let placed = created
+                        .iter()
+                        .filter(|pod| as_watched(pod).2 != Phase::Pending);
+                    let placed = placed.count();
+                    assert!(
+                        attempt > 0 || placed == 0 || placed == created.len(),
+                        "{placed} of a gang of {} have a place",
+                        created.len()
+                    );
+                    for pod in created {
+                        let uid = pod.metadata.as_ref().unwrap().uid.clone();
+                        self.set(&name(&pod), Fate::Acknowledged { uid });
+                    }
+                    return;
+                }
+                Err(failure) if failure.class() == Class::Unavailable => {}
+                Err(failure) if failure.class() == Class::Conflict && attempt > 0 => return,
+                // No host of that zone has been heard of yet.
+                Err(failure) if failure.field.ends_with("spec.zone") => {
+                    self.with(|ledger| {
+                        for name in &names {
+                            ledger.pods.remove(name);
+                        }
+                    });
+                    return;
+                }
+                Err(failure) => panic!("{names:?}: {failure}"),
             }
         }
     }
@@ -238,6 +300,19 @@ fn draw_pod(random: &mut StdRng, number: usize) -> Pod {
     }
     if random.random_bool(0.2) {
         spec.zone = "zone-1".into();
+    }
+    if random.random_bool(0.15) {
+        let apart = PlacementConstraint {
+            label_selector: format!("{LONELY}=yes"),
+            rule: Some(placement_constraint::Rule::Apart(true)),
+            ..PlacementConstraint::default()
+        };
+        spec.placement
+            .get_or_insert_default()
+            .constraints
+            .push(apart);
+        let labels = &mut pod.metadata.as_mut().unwrap().labels;
+        labels.insert(LONELY.into(), "yes".into());
     }
     pod
 }

@@ -6,7 +6,7 @@ use longship_proto::control::v1::{Phase, Pod, PodStatus};
 use longship_store::Store;
 use prost::Message;
 
-use crate::clients::{Fate, as_watched, name};
+use crate::clients::{Fate, LONELY, as_watched, name};
 use crate::world::{CAPACITY, World, lock};
 
 /// What the control plane has written down of all pods, by uid.
@@ -50,6 +50,7 @@ pub(crate) fn always(world: &World<'_>, written: &Written) -> Result<(), String>
     one_place_each(world)?;
     capacities(world, written)?;
     addresses_and_reasons(written)?;
+    apart(written)?;
     nothing_lost(world, written)
 }
 
@@ -132,6 +133,26 @@ fn addresses_and_reasons(written: &Written) -> Result<(), String> {
             && (status.reason.is_empty() || status.message.is_empty())
         {
             return Err(format!("{} waits, and no reason is given", name(pod)));
+        }
+    }
+    Ok(())
+}
+
+/// No host has promised places to two pods of which each wants to be without the other.
+fn apart(written: &Written) -> Result<(), String> {
+    let mut hosts = BTreeSet::new();
+    for pod in written.0.values() {
+        let (meta, status) = parts(pod);
+        let over = matches!(status.phase(), Phase::Succeeded | Phase::Failed);
+        if meta.labels.contains_key(LONELY)
+            && !over
+            && !status.host.is_empty()
+            && !hosts.insert(&status.host)
+        {
+            return Err(format!(
+                "{} has two pods that want to be apart",
+                status.host
+            ));
         }
     }
     Ok(())
