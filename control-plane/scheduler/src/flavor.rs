@@ -239,24 +239,6 @@ impl Flavors {
         }
         Ok(flavor)
     }
-
-    /// The named flavor, or the smallest that holds what is asked for (zero: no
-    /// wish).
-    ///
-    /// # Errors
-    /// [`Refusal::UnknownFlavor`]; [`Refusal::FlavorTooSmall`] where the named one
-    /// holds less than asked for; [`Refusal::TooLarge`] where none is large enough.
-    pub fn resolve(
-        &self,
-        cpu_millis: u32,
-        memory_bytes: u64,
-        name: Option<&str>,
-    ) -> Result<&Flavor, Refusal> {
-        match name {
-            Some(name) => self.named(name, cpu_millis, memory_bytes, 0),
-            None => self.round_up(cpu_millis, memory_bytes, 0, None),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -314,7 +296,7 @@ mod tests {
             let holds = |f: &Flavor| {
                 f.cpu_millis >= cpu_millis && f.memory_bytes >= memory_bytes
             };
-            match standard.resolve(cpu_millis, memory_bytes, None) {
+            match standard.round_up(cpu_millis, memory_bytes, 0, None) {
                 Ok(chosen) => {
                     prop_assert!(holds(chosen));
                     let smaller = standard.iter().find(|f| {

@@ -6,7 +6,6 @@
 //!   Hosts are indexed by zone, family and free room, so a decision costs no more
 //!   with more hosts than a few lookups do.
 //! - [`Backlog`]: pods that wait for a place, and whose turn it is.
-//! - [`Scheduler`]: a fleet for whoever needs no more than a zone and a flavor.
 //!
 //! Whoever has to wait is told why, when they ask ([`Fleet::explain`]): that is
 //! counted then, not while others are placed.
@@ -25,7 +24,6 @@ mod placement;
 mod policy;
 mod quantity;
 mod reason;
-mod scheduler;
 mod selector;
 mod shortage;
 mod slab;
@@ -41,15 +39,12 @@ pub use fleet::{
     Booking, BookingError, BookingId, BookingView, Fleet, Gang, HostFacts, HostStatus, Released,
     Time,
 };
-pub use host::{Capacity, HostError, HostSpec, HostView};
+pub use host::HostError;
 pub use levels::{MAX_DISKS, MAX_ENIS};
-pub use placement::{
-    HostId, Placed, PlacementError, PodId, Prepared, Request, Reservation, Ticket,
-};
+pub use placement::{HostId, Placed, PlacementError, PodId, Prepared, Ticket};
 pub use policy::Policy;
 pub use quantity::{bytes_text, cpus_text};
-pub use reason::{Declined, LimitReached, PlaceError, Refusal};
-pub use scheduler::Scheduler;
+pub use reason::{Declined, LimitReached, Refusal};
 pub use selector::{Expression, Labels, Operator, Selector};
 pub use shortage::{Cause, Shortage};
 pub use template::{Class, Constraint, Fallback, PodTemplate, Rule, Topology, Zones};

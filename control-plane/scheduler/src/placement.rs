@@ -2,8 +2,6 @@
 
 use std::fmt;
 
-use crate::flavor::Flavor;
-
 /// A pod's identity: the 128 bits of its UUID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PodId(pub u128);
@@ -46,30 +44,6 @@ pub struct Placed {
     /// Who has to leave first. The pod may start once all of these were released;
     /// rolled back, they stay.
     pub victims: Vec<Ticket>,
-}
-
-/// What a pod asks of [`crate::Scheduler`].
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Request {
-    /// Thousandths of a CPU; 0: no wish.
-    pub cpu_millis: u32,
-    /// Bytes; 0: no wish.
-    pub memory_bytes: u64,
-    /// Only there; `None`: anywhere.
-    pub zone: Option<String>,
-    /// Exactly that; `None`: the smallest that holds the resources.
-    pub flavor: Option<String>,
-}
-
-/// A place that [`crate::Scheduler`] holds for a pod.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reservation {
-    /// The host's name.
-    pub host: String,
-    /// The host's zone.
-    pub zone: String,
-    /// What the request was rounded up to.
-    pub flavor: Flavor,
 }
 
 /// Why a placement cannot be changed or taken over.

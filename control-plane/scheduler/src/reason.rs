@@ -4,7 +4,6 @@ use crate::flavor::{Flavor, MAX_GPUS};
 use crate::levels::{MAX_DISKS, MAX_ENIS};
 use crate::placement::PodId;
 use crate::quantity::{bytes_text, cpus_text};
-use crate::shortage::Shortage;
 use crate::tenant::Limited;
 
 /// The request can never be met as it is.
@@ -137,25 +136,6 @@ pub enum Declined {
     /// Not now.
     #[error("there is no room now")]
     NoRoom,
-    /// The pod has its place already.
-    #[error("pod {pod} is already placed on {host}")]
-    AlreadyPlaced {
-        /// The pod.
-        pod: PodId,
-        /// Where it is.
-        host: String,
-    },
-}
-
-/// Why [`crate::Scheduler`] reserved no place.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PlaceError {
-    /// Never.
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-    /// Not now.
-    #[error("{0}")]
-    Wait(Box<Shortage>),
     /// The pod has its place already.
     #[error("pod {pod} is already placed on {host}")]
     AlreadyPlaced {

@@ -419,3 +419,147 @@ fn a_prepared_template_places_as_its_spec_does_until_it_is_forgotten() {
     fleet.release(placed.ticket).unwrap();
     fleet.audit().unwrap();
 }
+
+#[test]
+fn reasons_are_sentences_for_a_person() {
+    let mut fleet = fleet(&[("h1", "a", 4, 16), ("h2", "b", 16, 4)]);
+    let asks = |cpu_millis: u32, gib: u64, zone: Option<&str>| PodTemplate {
+        tenant: "t".into(),
+        cpu_millis,
+        memory_bytes: gib * GIB,
+        zones: zone.map_or(Zones::Any, |zone| Zones::AnyOf(vec![zone.to_owned()])),
+        ..PodTemplate::default()
+    };
+    place(&mut fleet, 1, &asks(2000, 1, Some("a")));
+    place(&mut fleet, 2, &asks(500, 1, Some("a")));
+    let mut said = |spec: PodTemplate| match fleet.reserve(PodId(9), &spec) {
+        Err(Declined::NoRoom) => fleet.explain(&spec).unwrap().to_string(),
+        other => other.unwrap_err().to_string(),
+    };
+    assert_eq!(
+        said(asks(2000, 1, Some("a"))),
+        "no host in zone a has 2 CPUs free: the largest gap is 1.5 CPUs"
+    );
+    assert_eq!(
+        said(asks(1000, 4, Some("b"))),
+        "no host in zone b has 4 GiB of memory free (and 16 MiB for the sandbox itself): \
+         the largest gap is 4 GiB"
+    );
+    assert_eq!(
+        said(asks(4000, 8, None)),
+        "of 2 hosts: 1 lacks CPU, 1 lacks memory"
+    );
+    assert_eq!(
+        said(asks(1000, 1, Some("c"))),
+        "no zone `c`: the zones are a, b"
+    );
+    assert_eq!(
+        said(asks(32_000, 1, None)),
+        "no flavor has 32 CPUs and 1 GiB: the largest is `std-16x64`"
+    );
+    let flavor = |name: &str| PodTemplate {
+        flavors: vec![name.into()],
+        ..asks(1000, 1, None)
+    };
+    assert!(said(flavor("big")).starts_with("no flavor `big`: the flavors are std-0.25x0.125, "));
+    assert_eq!(
+        said(flavor("std-0.5x1")),
+        "flavor `std-0.5x1` has 0.5 CPUs and 1 GiB, less than the 1 CPU and 1 GiB asked for"
+    );
+    fleet.set_ready("h1", false).unwrap();
+    let why = fleet.explain(&asks(0, 0, Some("a"))).unwrap();
+    assert_eq!(why.to_string(), "the only host in zone a is unreachable");
+    let mut empty = Fleet::new(Flavors::standard(), Policy::Pack);
+    let why = empty.explain(&asks(0, 0, None)).unwrap();
+    assert_eq!(why.to_string(), "no host has registered yet");
+}
+
+#[test]
+fn an_adopted_place_holds_on_a_host_that_has_shrunk() {
+    let mut fleet = fleet(&[("h1", "a", 1, 1)]);
+    let spec = pod(4, Class::OnDemand);
+    let held = fleet
+        .adopt(PodId(1), &spec, "h1", 4000, 8 * GIB, 0)
+        .unwrap();
+    assert_eq!(where_is(&fleet, 1), "h1");
+    let small = pod(0, Class::OnDemand);
+    assert_eq!(fleet.reserve(PodId(2), &small), Err(Declined::NoRoom));
+    let why = fleet.explain(&small).unwrap();
+    assert_eq!(why.causes[&Cause::Shrunk], 1, "{why:?}");
+    fleet.release(held).unwrap();
+    let status = fleet.host("h1").unwrap();
+    assert_eq!(status.free, status.facts.capacity);
+}
+
+#[test]
+fn an_adopted_place_holds_though_its_zone_has_gone() {
+    let mut fleet = fleet(&[("h1", "a", 4, 8)]);
+    let spec = PodTemplate {
+        zones: Zones::AnyOf(vec!["b".into()]),
+        ..pod(1, Class::OnDemand)
+    };
+    fleet.adopt(PodId(1), &spec, "h1", 1000, GIB, 0).unwrap();
+    assert_eq!(where_is(&fleet, 1), "h1");
+}
+
+#[test]
+fn packing_fills_one_host_and_spreading_takes_turns() {
+    let hosts = |policy| {
+        let mut fleet = Fleet::new(Flavors::standard(), policy);
+        for name in ["h1", "h2"] {
+            set(&mut fleet, name, "a", 2, 8);
+            fleet.set_ready(name, true).unwrap();
+        }
+        let hosts = (0..4).map(|id| {
+            place(&mut fleet, id, &pod(1, Class::OnDemand));
+            where_is(&fleet, id)
+        });
+        hosts.collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(hosts(Policy::Pack), "h1 h1 h2 h2");
+    assert_eq!(hosts(Policy::Spread), "h1 h2 h1 h2");
+}
+
+#[test]
+fn an_eviction_and_a_draw_outlive_the_scheduler() {
+    let mut fleet = fleet(&[("h1", "a", 4, 8)]);
+    let (spot, firm) = (pod(4, Class::Spot), pod(4, Class::OnDemand));
+    let victim = fleet.adopt(PodId(1), &spot, "h1", 4000, GIB, 0).unwrap();
+    fleet.adopt(PodId(2), &firm, "h1", 4000, GIB, 0).unwrap();
+    fleet
+        .adopt_eviction(PodId(2), &[PodId(1), PodId(7)])
+        .unwrap();
+    assert!(!fleet.may_start(PodId(2)));
+    assert_eq!(fleet.host("h1").unwrap().free.cpu_millis, 0);
+    let released = fleet.release(victim).unwrap();
+    assert_eq!(released.startable.len(), 1);
+    assert!(fleet.may_start(PodId(2)));
+
+    let mut fleet = Fleet::new(Flavors::standard(), Policy::Pack);
+    set(&mut fleet, "h1", "a", 4, 8);
+    let booking = Booking {
+        id: BookingId(1),
+        tenant: "t".into(),
+        flavor: "std-1x1".into(),
+        count: 2,
+        zones: Zones::Any,
+        disks: 0,
+        ends: Time(10),
+    };
+    fleet.adopt_booking(Time(0), booking).unwrap();
+    let reserved = pod(1, Class::Reserved);
+    fleet
+        .adopt(PodId(1), &reserved, "h1", 1000, GIB, 0)
+        .unwrap();
+    assert!(fleet.adopt_draw(PodId(1), BookingId(1)));
+    assert!(
+        !fleet.adopt_draw(PodId(1), BookingId(1)),
+        "it draws already"
+    );
+    assert_eq!(fleet.drawn_on(PodId(1)), Some(BookingId(1)));
+    // The other place is kept once the host takes pods.
+    fleet.set_ready("h1", true).unwrap();
+    fleet.advance(Time(1));
+    let view = fleet.booking(BookingId(1)).unwrap();
+    assert_eq!((view.idle, view.used), (1, 1));
+}
