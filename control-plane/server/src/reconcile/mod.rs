@@ -17,6 +17,8 @@ mod gang;
 mod histories;
 mod hosts;
 mod load;
+#[cfg(test)]
+mod locality;
 mod networks;
 mod patch;
 mod placement;
