@@ -11,6 +11,7 @@ mod flood;
 mod hosts;
 mod life;
 mod lists;
+mod moves;
 mod networks;
 mod patches;
 mod process;
