@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use longship_control::{Config, Server, TlsFiles, operator_token};
+use longship_control::{Config, Replica, Server, TlsFiles, operator_token};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -31,9 +31,42 @@ struct Arguments {
     /// Address and port for clients and cards.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7700")]
     listen: SocketAddr,
-    /// Directory of the store; created where it does not exist.
-    #[arg(long, value_name = "DIR", required = true)]
+    /// Where the state lies: in a file of this process, or in etcd, for several replicas.
+    #[arg(long, value_enum, default_value_t = StoreKind::Redb)]
+    store: StoreKind,
+    /// Directory of the embedded store; created where it does not exist.
+    #[arg(
+        long,
+        value_name = "DIR",
+        required_if_eq("store", "redb"),
+        conflicts_with = "etcd"
+    )]
     state: Option<PathBuf>,
+    /// Where etcd's members serve clients; several, separated by commas.
+    #[arg(
+        long,
+        value_name = "URL",
+        value_delimiter = ',',
+        required_if_eq("store", "etcd")
+    )]
+    etcd: Vec<String>,
+    /// Where clients and cards reach this replica.
+    #[arg(
+        long,
+        value_name = "URL",
+        required_if_eq("store", "etcd"),
+        requires = "etcd"
+    )]
+    advertise: Option<String>,
+    /// How long a leader may be silent before another one leads, in seconds. etcd has a
+    /// least, by default 2.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 3,
+        value_parser = clap::value_parser!(u64).range(1..=3600)
+    )]
+    leader_lease: u64,
     /// The server's certificate (PEM).
     #[arg(long, value_name = "FILE", requires_all = ["tls_key", "client_ca"])]
     tls_cert: Option<PathBuf>,
@@ -91,6 +124,15 @@ impl Token {
     }
 }
 
+/// Where the state lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum StoreKind {
+    /// In a file of this process.
+    Redb,
+    /// In etcd.
+    Etcd,
+}
+
 impl Arguments {
     fn config(self) -> Config {
         let tls = match (self.tls_cert, self.tls_key, self.client_ca) {
@@ -101,7 +143,16 @@ impl Arguments {
             }),
             _ => None,
         };
+        let replica = match (self.store, self.advertise) {
+            (StoreKind::Etcd, Some(advertise)) => Some(Replica {
+                etcd: self.etcd,
+                advertise,
+                leader_lease: Duration::from_secs(self.leader_lease),
+            }),
+            _ => None,
+        };
         Config {
+            replica,
             tls,
             insecure_open: self.insecure_open,
             max_connections: self.max_connections,

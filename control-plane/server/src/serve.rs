@@ -16,18 +16,21 @@ use longship_proto::control::v1::networks_server::NetworksServer;
 use longship_proto::control::v1::pods_server::PodsServer;
 use longship_proto::control::v1::tenants_server::TenantsServer;
 use longship_scheduler::Policy;
-use longship_store::{Expect, RedbOptions, RedbStore, Store, StoreError, Transaction};
+use longship_store::{
+    EtcdOptions, EtcdStore, Expect, RedbOptions, RedbStore, Store, StoreError, Transaction,
+};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::Stream;
 use tonic::transport::server::Connected;
+use tonic_health::server::HealthReporter;
 
 use crate::api::{Control, PodsService};
 use crate::auth::{AuthLayer, Tokens};
 use crate::intake::IntakeLayer;
-use crate::lease::Leases;
+use crate::leader::{Beginning, Candidate, Duty, Office, Role};
 use crate::listen::{self, TlsError, TlsFiles};
 use crate::reconcile::{self, State};
 use crate::records::{self, RecordError};
@@ -63,6 +66,17 @@ const KEEPALIVE: Duration = Duration::from_secs(20);
 /// Length of the token key in bytes: that of the hash (RFC 2104, section 3).
 const TOKEN_KEY_BYTES: usize = 32;
 
+/// How one of several replicas runs.
+#[derive(Debug, Clone)]
+pub struct Replica {
+    /// Where etcd's members serve clients: `http://HOST:PORT`.
+    pub etcd: Vec<String>,
+    /// Where clients and cards reach this replica.
+    pub advertise: String,
+    /// How long a leader may be silent before another one leads; whole seconds.
+    pub leader_lease: Duration,
+}
+
 /// How a server runs.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -70,6 +84,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where its state lies; created where it does not exist.
     pub state_dir: PathBuf,
+    /// One of several, with the state in etcd instead.
+    pub replica: Option<Replica>,
     /// Its keys. Without them the server is open: whoever says nothing of themselves may
     /// do everything.
     pub tls: Option<TlsFiles>,
@@ -101,6 +117,7 @@ impl Config {
         Self {
             listen,
             state_dir,
+            replica: None,
             tls: None,
             insecure_open: false,
             max_connections: 20_000,
@@ -146,6 +163,9 @@ pub enum StartError {
     /// The store cannot be used.
     #[error("--state: {0}")]
     Store(#[from] StoreError),
+    /// etcd cannot be used.
+    #[error("--etcd: {0}")]
+    Etcd(StoreError),
     /// What lies in the store cannot be used.
     #[error("--state: {0}")]
     Record(#[from] RecordError),
@@ -174,6 +194,9 @@ pub enum RunError {
     /// The reflection service does not take our own descriptors.
     #[error("reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
+    /// What lies in the store cannot be used.
+    #[error("{0}")]
+    Load(Box<StartError>),
     /// A fault of the server itself.
     #[error("the reconciler ended without a reason")]
     Reconciler,
@@ -190,13 +213,21 @@ pub struct Server {
 /// All of a server but its listener.
 pub struct Service {
     store: Arc<dyn Store>,
-    state: State,
-    token_key: Vec<u8>,
+    decider: Decider,
     tokens: Arc<Tokens>,
+    tenancy: watch::Receiver<Arc<Tenancy>>,
     open: bool,
     feed: Arc<Feed>,
     watcher_patience: Duration,
     bookmark_interval: Duration,
+}
+
+/// Who decides.
+enum Decider {
+    /// This process, always.
+    Alone(Box<State>, Vec<u8>),
+    /// This process when its turn comes.
+    Candidate(Candidate, Beginning),
 }
 
 impl Server {
@@ -212,13 +243,18 @@ impl Server {
         let tls = config.tls.as_ref().map(listen::acceptor).transpose()?;
         let listener = TcpListener::bind(address).await;
         let listener = listener.map_err(|error| StartError::Listen { address, error })?;
-        create_private(&config.state_dir).map_err(|error| StartError::StateDir {
-            path: config.state_dir.clone(),
-            error,
-        })?;
-        let path = config.state_dir.join("control.redb");
-        let store = RedbStore::open(&path, config.history)?;
-        let service = Service::load(config, Arc::new(store)).await?;
+        let service = match &config.replica {
+            Some(replica) => Service::join(config, replica).await?,
+            None => {
+                create_private(&config.state_dir).map_err(|error| StartError::StateDir {
+                    path: config.state_dir.clone(),
+                    error,
+                })?;
+                let path = config.state_dir.join("control.redb");
+                let store = RedbStore::open(&path, config.history)?;
+                Service::load(config, Arc::new(store)).await?
+            }
+        };
         Ok(Self {
             listener,
             tls,
@@ -255,31 +291,52 @@ impl Service {
     /// # Errors
     /// [`StartError::Store`], [`StartError::Record`].
     pub async fn load(config: &Config, store: Arc<dyn Store>) -> Result<Self, StartError> {
-        let token_key = token_key(&*store).await?;
-        let leases = Leases::new(config.lease, config.fence_after);
-        let unclaimed = match config.tls {
-            None => Unclaimed::Defaults,
-            Some(_) => Unclaimed::Nobodys,
+        let beginning = beginning(config);
+        let (state, token_key) = beginning.load(&*store).await?;
+        let decider = Decider::Alone(Box::new(state), token_key);
+        let (tokens, tenancy) = (beginning.tokens, beginning.tenancy.subscribe());
+        Self::new(config, store, decider, tokens, tenancy).await
+    }
+
+    /// Joins the replicas: connects to etcd, and waits for its turn when it runs.
+    async fn join(config: &Config, replica: &Replica) -> Result<Self, StartError> {
+        let options = EtcdOptions {
+            history: config.history,
+            ..EtcdOptions::new(replica.etcd.clone())
         };
-        let tenancy = Tenancy::load(&*store, unclaimed).await?;
-        let tokens = Arc::new(Tokens::load(&*store).await?);
-        let state = State::load(
-            &*store,
-            config.policy,
-            leases,
-            token_key.clone(),
-            tenancy,
-            Arc::clone(&tokens),
-        )
-        .await?;
+        let store = EtcdStore::connect(options)
+            .await
+            .map_err(StartError::Etcd)?;
+        let store = Arc::new(store);
+        let candidate = Candidate {
+            store: Arc::clone(&store),
+            advertise: replica.advertise.clone(),
+            ttl: replica.leader_lease,
+        };
+        let beginning = beginning(config);
+        beginning.tokens.reload(&*store).await?;
+        let known = Tenancy::load(&*store, beginning.unclaimed).await?;
+        beginning.tenancy.send_replace(Arc::new(known));
+        let (tokens, tenancy) = (Arc::clone(&beginning.tokens), beginning.tenancy.subscribe());
+        let decider = Decider::Candidate(candidate, beginning);
+        Self::new(config, store, decider, tokens, tenancy).await
+    }
+
+    async fn new(
+        config: &Config,
+        store: Arc<dyn Store>,
+        decider: Decider,
+        tokens: Arc<Tokens>,
+        tenancy: watch::Receiver<Arc<Tenancy>>,
+    ) -> Result<Self, StartError> {
         let history = (config.history.log_transactions, config.history.log_bytes);
         let feed = Feed::start(Arc::clone(&store), history).await?;
         Ok(Self {
             store,
             feed,
-            state,
-            token_key,
+            decider,
             tokens,
+            tenancy,
             open: config.tls.is_none(),
             watcher_patience: config.watcher_patience,
             bookmark_interval: config.bookmark_interval,
@@ -304,15 +361,22 @@ impl Service {
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()?;
-        let (commands, queue) = mpsc::channel(reconcile::QUEUE);
+        let (duty, current_duty) = watch::channel(Duty::Waits);
         let (stopping, stopped) = watch::channel(false);
+        let leader = match &self.decider {
+            Decider::Alone(..) => None,
+            Decider::Candidate(candidate, _) => Some(candidate.store.leader()),
+        };
+        let role = Role {
+            duty: current_duty,
+            leader,
+        };
         let control = Control {
-            commands,
+            role: role.clone(),
             store: Arc::clone(&self.store),
-            token_key: self.token_key.into(),
             sessions: Arc::new(AtomicU64::new(1)),
             registrations: Arc::new(Semaphore::new(REGISTRATIONS)),
-            tenancy: self.state.tenancy(),
+            tenancy: self.tenancy,
             tokens: Arc::clone(&self.tokens),
             stopping: stopped.clone(),
             feed: self.feed,
@@ -325,7 +389,7 @@ impl Service {
         health.set_serving::<TenantsServer<Control>>().await;
         health.set_serving::<CapacityServer<Control>>().await;
         health.set_serving::<NetworksServer<Control>>().await;
-        health.set_serving::<CardsServer<Control>>().await;
+        tokio::spawn(tell_cards(role.duty, health));
         let pods = PodsService::new(control.clone());
         let inventory =
             InventoryServer::new(control.clone()).max_decoding_message_size(MAX_REQUEST);
@@ -362,13 +426,38 @@ impl Service {
                 let _ = until.wait_for(|stopping| *stopping).await;
             });
         tokio::pin!(serving);
-        let mut reconciler = tokio::spawn(reconcile::run(self.state, self.store, queue));
+        let mut deciding = match self.decider {
+            Decider::Alone(state, token_key) => {
+                let (commands, queue) = mpsc::channel(reconcile::QUEUE);
+                duty.send_replace(Duty::Leads(Office::alone(commands, token_key)));
+                let run = reconcile::run(*state, self.store, queue);
+                let mut stopped = stopped.clone();
+                tokio::spawn(async move {
+                    tokio::pin!(run);
+                    let ended = tokio::select! {
+                        ended = &mut run => Some(ended),
+                        _ = stopped.wait_for(|stopping| *stopping) => None,
+                    };
+                    // It ends with the last call; the store closes with it.
+                    duty.send_replace(Duty::Waits);
+                    let ended = match ended {
+                        Some(ended) => ended,
+                        None => run.await,
+                    };
+                    ended.map_err(RunError::Store)
+                })
+            }
+            Decider::Candidate(candidate, beginning) => {
+                drop(self.store);
+                tokio::spawn(candidate.run(beginning, duty, stopped.clone()))
+            }
+        };
 
         let ended = tokio::select! {
             () = stop => Ok(()),
             served = &mut serving => return Ok(served?),
-            ended = &mut reconciler => match ended {
-                Ok(Err(error)) => Err(RunError::Store(error)),
+            ended = &mut deciding => match ended {
+                Ok(Err(error)) => Err(error),
                 Ok(Ok(())) | Err(_) => Err(RunError::Reconciler),
             },
         };
@@ -377,10 +466,39 @@ impl Service {
             tracing::warn!("some calls did not end in time");
         }
         if ended.is_ok() {
-            // It ends with the last service; the store closes with it.
-            let _ = tokio::time::timeout(STOP_TIMEOUT, reconciler).await;
+            let _ = tokio::time::timeout(STOP_TIMEOUT, deciding).await;
         }
         ended
+    }
+}
+
+/// How this process begins to decide.
+fn beginning(config: &Config) -> Beginning {
+    let unclaimed = match config.tls {
+        None => Unclaimed::Defaults,
+        Some(_) => Unclaimed::Nobodys,
+    };
+    Beginning {
+        policy: config.policy,
+        lease: config.lease,
+        fence_after: config.fence_after,
+        unclaimed,
+        tokens: Arc::default(),
+        tenancy: watch::Sender::new(Arc::new(Tenancy::new(unclaimed))),
+    }
+}
+
+/// Says whether cards are served here, which only the leader does.
+async fn tell_cards(mut duty: watch::Receiver<Duty>, health: HealthReporter) {
+    loop {
+        let leads = matches!(&*duty.borrow_and_update(), Duty::Leads(_));
+        match leads {
+            true => health.set_serving::<CardsServer<Control>>().await,
+            false => health.set_not_serving::<CardsServer<Control>>().await,
+        }
+        if duty.changed().await.is_err() {
+            return;
+        }
     }
 }
 
@@ -394,7 +512,7 @@ pub(crate) fn create_private(path: &Path) -> io::Result<()> {
 }
 
 /// The key for access tokens: made once, the same through restarts.
-async fn token_key(store: &dyn Store) -> Result<Vec<u8>, StartError> {
+pub(crate) async fn token_key(store: &dyn Store) -> Result<Vec<u8>, StartError> {
     if let Some(object) = store.get(records::SECRET, records::TOKEN_KEY).await? {
         if object.value.len() < TOKEN_KEY_BYTES {
             return Err(RecordError::new(&object, "the key is too short").into());

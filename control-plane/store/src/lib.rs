@@ -21,7 +21,7 @@ use async_trait::async_trait;
 
 pub use backup::{Backup, BackupError, check_backup, restore};
 pub use error::StoreError;
-pub use etcd::{EtcdOptions, EtcdStore, Leadership};
+pub use etcd::{EtcdOptions, EtcdStore, Leadership, Leading};
 pub use memory::MemoryStore;
 pub use object::{
     Change, Event, Expect, Listing, MAX_KEY_BYTES, MAX_PAGE, MAX_VALUE_BYTES, Object, Op, Page,

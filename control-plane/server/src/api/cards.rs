@@ -7,7 +7,7 @@ use std::time::Duration;
 use longship_proto::control::v1::cards_server::Cards;
 use longship_proto::control::v1::{FromCard, from_card};
 use longship_proto::{Failure, FailureExt};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot, watch};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Control;
@@ -53,18 +53,24 @@ impl Cards for Control {
             .into_status());
         }
 
+        let office = self.role.office().map_err(Failure::into_status)?;
         let id = self.sessions.fetch_add(1, Ordering::Relaxed);
         let outbox = Arc::new(Outbox::default());
         let (stream, gone) = outbox.stream();
-        let session = Session { id, outbox };
+        let session = Session {
+            id,
+            outbox: Arc::clone(&outbox),
+        };
         let register = Box::new(register);
         // Should the client break off just now, the lease takes the stream off again.
         let listener = Listener {
-            control: self.clone(),
+            stopping: self.stopping.clone(),
+            commands: office.commands.clone(),
+            outbox,
             host,
             session: id,
         };
-        let answered = self.ask(|answer| Command::Attach {
+        let answered = self.ask_in(&office, |answer| Command::Attach {
             register,
             session,
             answer,
@@ -73,6 +79,10 @@ impl Cards for Control {
             listener.pass_on(CardNews::Gone).await;
             return Err(status);
         }
+        // A former leader must not tell a card what to run.
+        if !office.holds() {
+            return Err(self.role.unavailable().into_status());
+        }
         tokio::spawn(listener.listen(incoming, gone));
         Ok(Response::new(stream))
     }
@@ -80,20 +90,27 @@ impl Cards for Control {
 
 /// Hears one card's stream.
 struct Listener {
-    control: Control,
+    stopping: watch::Receiver<bool>,
+    /// Of the office in which the card attached.
+    commands: mpsc::Sender<Command>,
+    outbox: Arc<Outbox>,
     host: String,
     session: u64,
 }
 
 impl Listener {
     /// Until the card is silent for good, or nobody listens to the answers any more
-    /// (`gone` resolves then).
+    /// (`gone` resolves then), or nobody decides here any more.
     async fn listen(self, mut incoming: Streaming<FromCard>, mut gone: oneshot::Receiver<()>) {
-        let mut stopping = self.control.stopping.clone();
+        let mut stopping = self.stopping.clone();
         loop {
             let message = tokio::select! {
                 message = incoming.message() => message,
                 _ = &mut gone => break,
+                () = self.commands.closed() => {
+                    let over = "this replica does not lead any more: attach again";
+                    return self.outbox.end(Failure::unavailable(over).into_status());
+                }
                 _ = stopping.wait_for(|stopping| *stopping) => break,
             };
             let message = match message {
@@ -125,6 +142,6 @@ impl Listener {
             session: self.session,
             news,
         };
-        self.control.commands.send(command).await.is_ok()
+        self.commands.send(command).await.is_ok()
     }
 }

@@ -17,13 +17,14 @@ use std::time::Duration;
 
 use longship_proto::{Failure, FailureExt};
 use longship_store::Store;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tonic::{Request, Status};
 
 pub(crate) use pods_service::PodsService;
 pub(crate) use stream::Ending;
 
 use crate::auth::{Scope, Tokens};
+use crate::leader::{Office, Role};
 use crate::reconcile::Command;
 use crate::tenancy::Tenancy;
 use crate::watch::Feed;
@@ -31,9 +32,9 @@ use crate::watch::Feed;
 /// What all services share.
 #[derive(Clone)]
 pub(crate) struct Control {
-    pub(crate) commands: mpsc::Sender<Command>,
+    /// Whether this replica decides.
+    pub(crate) role: Role,
     pub(crate) store: Arc<dyn Store>,
-    pub(crate) token_key: Arc<[u8]>,
     pub(crate) sessions: Arc<AtomicU64>,
     /// Cards that may register at once.
     pub(crate) registrations: Arc<Semaphore>,
@@ -62,13 +63,23 @@ impl Control {
         &self,
         command: impl FnOnce(oneshot::Sender<Result<T, Failure>>) -> Command,
     ) -> Result<T, Status> {
+        let office = self.role.office().map_err(Failure::into_status)?;
+        self.ask_in(&office, command).await
+    }
+
+    /// As [`Control::ask`], of that office only.
+    async fn ask_in<T>(
+        &self,
+        office: &Office,
+        command: impl FnOnce(oneshot::Sender<Result<T, Failure>>) -> Command,
+    ) -> Result<T, Status> {
         let (answer, answered) = oneshot::channel();
-        let stopping = || Failure::unavailable("the control plane is stopping").into_status();
-        let sent = self.commands.send(command(answer)).await;
-        sent.map_err(|_| stopping())?;
+        let over = || self.role.unavailable().into_status();
+        let sent = office.commands.send(command(answer)).await;
+        sent.map_err(|_| over())?;
         match answered.await {
             Ok(answer) => answer.map_err(Failure::into_status),
-            Err(_) => Err(stopping()),
+            Err(_) => Err(over()),
         }
     }
 }

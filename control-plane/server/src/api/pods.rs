@@ -139,7 +139,8 @@ impl Pods for Control {
         let scope = self.scope(&request)?;
         let GetPodAccessRequest { namespace, name } = request.into_inner();
         let (namespace, name) = pod_name(&scope, namespace, name)?;
-        let access = self.ask(|answer| Command::Access {
+        let office = self.role.office().map_err(Failure::into_status)?;
+        let access = self.ask_in(&office, |answer| Command::Access {
             namespace,
             name,
             answer,
@@ -152,7 +153,7 @@ impl Pods for Control {
         };
         Ok(Response::new(PodAccess {
             endpoint: access.endpoint,
-            token: token::sign(&token::host_key(&self.token_key, &access.host), &payload),
+            token: token::sign(&token::host_key(&office.token_key, &access.host), &payload),
             pod_uid: access.uid,
             expires_us,
         }))

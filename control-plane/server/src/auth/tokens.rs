@@ -4,7 +4,7 @@
 //! enough (32 bytes) that nobody finds it from there. All tokens are in memory: a call
 //! costs one hash and no read of the store, and one that is revoked is gone at once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use base64::Engine;
@@ -84,16 +84,27 @@ pub(crate) struct Tokens {
 }
 
 impl Tokens {
-    /// Reads them from the store.
-    pub(crate) async fn load(store: &dyn Store) -> Result<Self, StartError> {
-        let tokens = Self::default();
+    /// Makes them what the store has. Those that stay are not disturbed.
+    pub(crate) async fn reload(&self, store: &dyn Store) -> Result<(), StartError> {
+        let mut gone: HashSet<String> = self.read().keys().cloned().collect();
         for object in store.list(records::TOKEN, "").await?.objects {
             let record: TokenRecord = records::decode(&object)?;
-            if record.info.id != object.key || !tokens.put(record) {
+            gone.remove(&record.info.id);
+            let known = self
+                .read()
+                .get(&object.key)
+                .map(|entry| entry.record.clone());
+            if known.as_ref() == Some(&record) {
+                continue;
+            }
+            if record.info.id != object.key || !self.put(record) {
                 return Err(RecordError::new(&object, "it is no token").into());
             }
         }
-        Ok(tokens)
+        for id in gone {
+            self.remove(&id);
+        }
+        Ok(())
     }
 
     /// Whose token that is.

@@ -200,8 +200,9 @@ impl State {
         })
     }
 
-    /// Follows the tenants.
-    pub(crate) fn tenancy(&self) -> watch::Receiver<Arc<Tenancy>> {
-        self.published.subscribe()
+    /// Has the tenants published there from now on.
+    pub(crate) fn publish_to(&mut self, published: watch::Sender<Arc<Tenancy>>) {
+        published.send_replace(Arc::clone(&self.tenancy));
+        self.published = published;
     }
 }

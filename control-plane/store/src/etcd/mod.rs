@@ -30,7 +30,7 @@ use connection::Connection;
 use election::Term;
 use keys::Keys;
 
-pub use election::Leadership;
+pub use election::{Leadership, Leading};
 pub(crate) use history::History;
 
 /// etcd's messages and services.
