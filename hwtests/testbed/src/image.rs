@@ -79,7 +79,8 @@ impl Image {
     }
 }
 
-fn cache() -> Result<PathBuf, ImageError> {
+/// Where what is made once is kept.
+pub(crate) fn cache() -> Result<PathBuf, ImageError> {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     set("LONGSHIP_CACHE")
         .map(PathBuf::from)

@@ -20,6 +20,7 @@ mod image;
 mod machine;
 mod qemu;
 mod relay;
+mod repair;
 mod script;
 
 use std::ffi::{OsStr, OsString};

@@ -1,9 +1,16 @@
 //! The installed QEMU, and how it is told what machine to be.
 
 use std::ffi::OsString;
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::Testbed;
+use crate::image::cache;
+use crate::repair::repair;
 
 /// What is wrong with the installed QEMU, or with what was asked of it.
 #[derive(Debug, thiserror::Error)]
@@ -28,9 +35,12 @@ pub enum QemuError {
 const PROGRAM: &str = "qemu-system-x86_64";
 
 /// The QEMU that was found.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Qemu {
     major: u32,
+    program: PathBuf,
+    /// Where it finds firmware, where it would not by itself.
+    data: Vec<PathBuf>,
 }
 
 impl Qemu {
@@ -40,23 +50,40 @@ impl Qemu {
             .arg("--version")
             .output()
             .map_err(QemuError::Missing)?;
-        Self::from_version(&String::from_utf8_lossy(&output.stdout))
+        let found = Self::from_version(&String::from_utf8_lossy(&output.stdout))?;
+        Ok(match repaired() {
+            Some(program) => Self {
+                program,
+                data: data(),
+                ..found
+            },
+            None => found,
+        })
     }
 
     fn from_version(text: &str) -> Result<Self, QemuError> {
-        text.strip_prefix("QEMU emulator version ")
+        let major = text
+            .strip_prefix("QEMU emulator version ")
             .and_then(|rest| rest.split('.').next()?.parse().ok())
-            .map(|major| Self { major })
-            .ok_or_else(|| QemuError::Version(text.to_owned()))
+            .ok_or_else(|| QemuError::Version(text.to_owned()))?;
+        Ok(Self {
+            major,
+            program: PROGRAM.into(),
+            data: Vec::new(),
+        })
     }
 
     /// A command that starts it.
-    pub(crate) fn command(self) -> Command {
-        Command::new(PROGRAM)
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        for directory in &self.data {
+            command.arg("-L").arg(directory);
+        }
+        command
     }
 
     /// The machine itself: its accelerator, CPUs and memory.
-    pub(crate) fn arguments(self, testbed: &Testbed) -> Result<Vec<OsString>, QemuError> {
+    pub(crate) fn arguments(&self, testbed: &Testbed) -> Result<Vec<OsString>, QemuError> {
         // QEMU 7.2 froze the whole machine when several threads emulated AMD-V.
         let parallel = self.major >= 8 && !testbed.exact;
         let cpus = testbed.cpus.unwrap_or(if parallel { 2 } else { 1 });
@@ -87,6 +114,57 @@ impl Qemu {
         }
         Ok(arguments.into_iter().map(OsString::from).collect())
     }
+}
+
+/// The copy of the installed QEMU that delivers interrupts once; made where there is
+/// none yet. `None` where it cannot be had: the installed one is what runs then.
+fn repaired() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let mut places = std::env::split_paths(&path).map(|place| place.join(PROGRAM));
+    let installed = places.find(|program| program.is_file())?;
+    let copy = cache().ok()?.join(format!("qemu-{}", name(&installed)?));
+    if !copy.exists() {
+        let made = make(&installed, &copy).unwrap_or_else(|error| {
+            eprintln!("testbed: {}: {error}", copy.display());
+            false
+        });
+        if !made {
+            eprintln!("testbed: {PROGRAM} is used as it is: guests may hang now and then");
+            return None;
+        }
+    }
+    Some(copy)
+}
+
+/// Tells one installed program from another.
+fn name(installed: &Path) -> Option<String> {
+    let about = fs::metadata(installed).ok()?;
+    let mut hasher = DefaultHasher::new();
+    (installed, about.len(), about.mtime(), about.mtime_nsec()).hash(&mut hasher);
+    Some(format!("{:016x}", hasher.finish()))
+}
+
+fn make(installed: &Path, copy: &Path) -> io::Result<bool> {
+    let mut program = fs::read(installed)?;
+    if !repair(&mut program) {
+        return Ok(false);
+    }
+    if let Some(parent) = copy.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    let partial = copy.with_extension(std::process::id().to_string());
+    fs::write(&partial, program)?;
+    fs::set_permissions(&partial, fs::Permissions::from_mode(0o755))?;
+    fs::rename(&partial, copy)?;
+    Ok(true)
+}
+
+/// Where the installed QEMU looks for firmware. A copy elsewhere looks elsewhere.
+fn data() -> Vec<PathBuf> {
+    let output = Command::new(PROGRAM).args(["-L", "help"]).output();
+    let text = output.map(|output| output.stdout).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    text.lines().map(PathBuf::from).collect()
 }
 
 #[cfg(test)]
