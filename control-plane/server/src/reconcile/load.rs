@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use longship_proto::control::v1::Pod;
 use longship_scheduler::{Backlog, Flavors, Fleet, PodId, Policy};
-use longship_store::{Object, Store};
+use longship_store::{Expect, Object, Store, Transaction};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -187,12 +187,7 @@ impl State {
                 .collect();
             self.adopt_gang(uids.clone(), record.one_zone);
             if there.len() < uids.len() {
-                for id in there {
-                    if let Some(record) = self.record(id) {
-                        let _ = self.end_gang(id);
-                        self.forget(PodRecord::clone(&record));
-                    }
-                }
+                self.forget_gang(&uids, &there);
             } else if placed.len() == uids.len() {
                 for id in placed {
                     let _ = self.end_gang(id);
@@ -204,6 +199,29 @@ impl State {
             }
         }
         Ok(())
+    }
+
+    /// A gang that was never wholly created goes: its pods first, so that they go too
+    /// where the server ends once more before all of it is written.
+    fn forget_gang(&mut self, uids: &[Uuid], there: &[Uuid]) {
+        let first = uids.first().copied();
+        for id in uids {
+            self.gang_of.remove(id);
+        }
+        if let Some(name) = first {
+            self.gangs.remove(&name);
+        }
+        for id in there {
+            if let Some(record) = self.record(*id) {
+                self.forget(PodRecord::clone(&record));
+            }
+        }
+        if let Some(name) = first {
+            let transaction = Transaction::new();
+            let key = name.to_string();
+            self.plan
+                .write(transaction.delete(records::GANG, &key, Expect::Any));
+        }
     }
 
     /// A pod whose card has never heard of it waits as before.

@@ -30,6 +30,8 @@ mod silence;
 mod state;
 mod tenants;
 mod tokens;
+#[cfg(test)]
+mod torn;
 mod waiting;
 
 use std::sync::Arc;
