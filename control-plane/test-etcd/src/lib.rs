@@ -159,6 +159,16 @@ impl Drop for Etcd {
     }
 }
 
+/// An address of this machine, with its port, on which nobody listens now.
+///
+/// # Panics
+/// Where there is none.
+#[must_use]
+pub fn free_address() -> String {
+    let held = TcpListener::bind("127.0.0.1:0").unwrap();
+    held.local_addr().unwrap().to_string()
+}
+
 fn free_ports() -> (u16, u16) {
     // Both are held until both are known, so that they differ.
     let held = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
