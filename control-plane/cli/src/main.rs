@@ -26,7 +26,7 @@ use crate::server::ServerAddress;
 #[derive(Debug, Parser)]
 #[command(name = "longship", version)]
 struct Cli {
-    /// Address of the control plane.
+    /// Address of the control plane; of several, separated by commas, the one that leads.
     #[arg(
         long,
         global = true,

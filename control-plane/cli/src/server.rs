@@ -18,6 +18,7 @@ use longship_proto::control::v1::{
     ListPodsRequest, ListZonesRequest, PatchPodRequest, Pod, PodAccess, PodEvent, PodResult,
     RemoveHostRequest, UncordonHostRequest, WatchPodsRequest, Zone,
 };
+use longship_proto::health;
 use tonic::Streaming;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
@@ -30,11 +31,18 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 /// For one call that does not stream.
 const CALL_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Where the control plane is (`http://HOST:PORT`, `https://HOST:PORT` or `unix:PATH`),
-/// and who calls.
+/// How long a leader is looked for among several servers.
+const LEADER_PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(100);
+/// What is said where no server is reached.
+const HINT: &str = "; is `longship up` running?";
+
+/// Where the control plane is (`http://HOST:PORT`, `https://HOST:PORT` or `unix:PATH`;
+/// several, separated by commas, of which one leads), and who calls.
 #[derive(Debug, Clone)]
 pub(crate) struct ServerAddress {
-    url: String,
+    urls: Vec<String>,
     credentials: Credentials,
 }
 
@@ -52,15 +60,17 @@ impl FromStr for ServerAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if !["http://", "https://", "unix:"]
-            .iter()
-            .any(|scheme| text.starts_with(scheme))
-        {
-            return Err("must begin with http://, https:// or unix:".to_owned());
+        for url in text.split(',') {
+            if !["http://", "https://", "unix:"]
+                .iter()
+                .any(|scheme| url.starts_with(scheme))
+            {
+                return Err("must begin with http://, https:// or unix:".to_owned());
+            }
+            Endpoint::from_shared(url.to_owned()).map_err(|_| "is no address".to_owned())?;
         }
-        Endpoint::from_shared(text.to_owned()).map_err(|_| "is no address".to_owned())?;
         Ok(Self {
-            url: text.to_owned(),
+            urls: text.split(',').map(str::to_owned).collect(),
             credentials: Credentials::default(),
         })
     }
@@ -87,11 +97,9 @@ impl Server {
     /// # Errors
     /// [`CliError::Unreachable`].
     pub(crate) async fn connect(address: &ServerAddress) -> Result<Self, CliError> {
-        let hint = "; is `longship up` running?";
         let credentials = address.credentials.clone();
-        let tls = credentials.tls();
-        let channel = connect("the control plane", &address.url, hint, tls).await?;
-        let uri = address.url.parse().unwrap_or_default();
+        let (url, channel) = leader(&address.urls, &credentials).await?;
+        let uri = url.parse().unwrap_or_default();
         let channel = Link::new(channel, credentials.authorization(&uri)?);
         Ok(Self {
             pods: PodsClient::new(channel.clone()),
@@ -250,6 +258,44 @@ impl Server {
     }
 }
 
+/// The one server, or of several the one that leads. Where none does for a while, one
+/// that answers: it has what can be read, and says why it does nothing else.
+async fn leader<'a>(
+    urls: &'a [String],
+    credentials: &Credentials,
+) -> Result<(&'a str, Channel), CliError> {
+    let until = tokio::time::Instant::now() + LEADER_PATIENCE;
+    loop {
+        let mut answers = None;
+        let mut failed = None;
+        for url in urls {
+            match connect("the control plane", url, HINT, credentials.tls()).await {
+                Ok(channel) if urls.len() == 1 => return Ok((url, channel)),
+                Ok(channel) => {
+                    let leads = tokio::time::timeout(LEADER_PATIENCE, health::leads(&channel));
+                    match leads.await {
+                        Ok(Ok(true)) => return Ok((url, channel)),
+                        Ok(Ok(false)) => answers = Some((url.as_str(), channel)),
+                        // It hangs, or speaks another language.
+                        Ok(Err(_)) | Err(_) => {}
+                    }
+                }
+                Err(error) => failed = Some(error),
+            }
+        }
+        let over = urls.len() == 1 || tokio::time::Instant::now() >= until;
+        match (answers, failed) {
+            (Some(found), _) if over => return Ok(found),
+            (None, Some(error)) if over => return Err(error),
+            (None, None) if over => {
+                let none = "no server says whether it leads";
+                return Err(longship_proto::Failure::unavailable(none).into());
+            }
+            _ => tokio::time::sleep(LOOK).await,
+        }
+    }
+}
+
 /// Connects to `what` at `address`, by `tls` where that is https; `hint` follows the
 /// reason where that fails.
 pub(crate) async fn connect(
@@ -288,5 +334,25 @@ async fn bounded<T>(
             CALL_PATIENCE.as_secs()
         ))
         .into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_servers_are_several_addresses() {
+        let address: ServerAddress = "http://a:1,https://b:2".parse().unwrap();
+        assert_eq!(address.urls, ["http://a:1", "https://b:2"]);
+        for wrong in [
+            "",
+            "a:1",
+            "http://a:1,",
+            "http://a:1,b:2",
+            "http://a:1 http://b:2",
+        ] {
+            assert!(wrong.parse::<ServerAddress>().is_err(), "{wrong}");
+        }
     }
 }

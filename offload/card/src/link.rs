@@ -21,6 +21,8 @@ use crate::status::Reports;
 const RETRY_MIN: Duration = Duration::from_millis(200);
 /// The longest wait between attempts.
 const RETRY_MAX: Duration = Duration::from_secs(5);
+/// The same, where there are several control planes.
+const RETRY_MAX_REPLICAS: Duration = Duration::from_secs(1);
 /// The largest message taken, in bytes: all assignments of a card come in one.
 const MESSAGE_BYTES: usize = 64 << 20;
 /// Pods that one host is told of, at most.
@@ -30,8 +32,8 @@ const OUTGOING: usize = 64;
 
 /// Everything the link needs.
 pub(crate) struct Link {
-    /// The control plane.
-    pub(crate) endpoint: Endpoint,
+    /// The control plane: its replicas, of which one leads. At least one.
+    pub(crate) endpoints: Vec<Endpoint>,
     /// What this card says of itself; `held` is filled in at each registration.
     pub(crate) register: Register,
     /// The pods.
@@ -46,24 +48,31 @@ impl Link {
     /// Keeps the link for as long as the card lives.
     pub(crate) async fn keep(&self) {
         let mut wait = RETRY_MIN;
+        // Who has only one control plane spares it; another replica leads soon.
+        let most = match self.endpoints.len() {
+            1 => RETRY_MAX,
+            _ => RETRY_MAX_REPLICAS,
+        };
         loop {
-            let attached = self.attach(&mut wait).await;
-            match attached {
-                Ok(()) => warn!("the control plane closed the link"),
-                Err(status) => {
-                    warn!(
-                        error = status.message(),
-                        "no link to the control plane, trying on"
-                    );
+            for endpoint in &self.endpoints {
+                match self.attach(endpoint, &mut wait).await {
+                    Ok(()) => warn!("the control plane closed the link"),
+                    Err(status) => {
+                        warn!(
+                            control = %endpoint.uri(),
+                            error = status.message(),
+                            "no link to the control plane, trying on"
+                        );
+                    }
                 }
             }
             tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(RETRY_MAX);
+            wait = (wait * 2).min(most);
         }
     }
 
-    async fn attach(&self, wait: &mut Duration) -> Result<(), Status> {
-        let channel = self.endpoint.connect().await;
+    async fn attach(&self, endpoint: &Endpoint, wait: &mut Duration) -> Result<(), Status> {
+        let channel = endpoint.connect().await;
         let channel = channel.map_err(|e| Status::unavailable(chain(&e)))?;
         let (outgoing, queue) = mpsc::channel(OUTGOING);
         let register = Register {

@@ -12,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 #[derive(Debug, Parser)]
 #[command(name = "longship-card", version)]
 struct Flags {
-    /// Control plane.
+    /// Control plane; several replicas, separated by commas, are tried in turn.
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7700")]
     control: String,
     /// Agent of the host: `unix:PATH` or an http address.

@@ -34,6 +34,8 @@ use crate::usage;
 
 /// How long the card waits for its agent when it starts.
 const AGENT_PATIENCE: Duration = Duration::from_secs(30);
+/// How long the control plane may be silent while something is expected of it.
+const CONTROL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a card that ends tries to give everything back.
 const END_PATIENCE: Duration = Duration::from_secs(20);
@@ -113,7 +115,7 @@ pub(crate) fn flag(
 /// [`StartError`], before anything was taken.
 pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(), StartError> {
     let tls = config.tls.as_ref().map(Tls::read).transpose()?;
-    let control = control(&config.control, tls.as_ref())?;
+    let control = controls(&config.control, tls.as_ref())?;
     let mut server =
         crate::tls::server(tls.as_ref()).map_err(|e| flag("--tls-cert", tls_cert(&config), e))?;
     let listener = TcpListener::bind(config.listen)
@@ -163,7 +165,7 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
         family: String::new(),
     };
     let link = Link {
-        endpoint: control,
+        endpoints: control,
         register,
         reconciler: reconciler.clone(),
         reports: card.reports.clone(),
@@ -198,10 +200,20 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
     Ok(())
 }
 
-/// Where the control plane is, and who this card is to it.
+/// Where the control plane is: one, or several replicas, separated by commas.
+fn controls(addresses: &str, tls: Option<&Tls>) -> Result<Vec<Endpoint>, StartError> {
+    let addresses = addresses.split(',');
+    addresses.map(|address| control(address, tls)).collect()
+}
+
+/// One of them, and who this card is to it. One that hangs counts as gone.
 fn control(address: &str, tls: Option<&Tls>) -> Result<Endpoint, StartError> {
     let wrong = |e: &dyn std::fmt::Display| flag("--control", address, e);
     let endpoint = Endpoint::from_shared(address.to_owned()).map_err(|e| wrong(&e))?;
+    let endpoint = endpoint
+        .connect_timeout(CONTROL_PATIENCE)
+        .http2_keep_alive_interval(CONTROL_PATIENCE)
+        .keep_alive_timeout(CONTROL_PATIENCE);
     if endpoint.uri().scheme_str() != Some("https") {
         return Ok(endpoint);
     }

@@ -1,6 +1,7 @@
 //! The gRPC services: clients and cards to the control plane, clients to cards,
 //! cards to agents; and how an error travels through all of them.
 
+pub mod health;
 mod status;
 pub mod token;
 
