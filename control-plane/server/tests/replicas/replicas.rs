@@ -3,14 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use longship_proto::health;
 use longship_sim::control::{ControlError, ControlOptions, ControlProcess};
 use longship_sim::network::Network;
 use longship_test_etcd::Etcd;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
-use tonic_health::pb::HealthCheckRequest;
-use tonic_health::pb::health_check_response::ServingStatus;
-use tonic_health::pb::health_client::HealthClient;
 
 /// How long a replica may take to say whether it leads.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -138,14 +136,8 @@ impl AnyReplica {
 }
 
 async fn leads(channel: &Channel) -> bool {
-    let request = HealthCheckRequest {
-        service: "longship.control.v1.Cards".to_owned(),
-    };
-    let mut health = HealthClient::new(channel.clone());
-    let answered = tokio::time::timeout(PATIENCE, health.check(request)).await;
-    answered.is_ok_and(|answered| {
-        answered.is_ok_and(|answer| answer.get_ref().status() == ServingStatus::Serving)
-    })
+    let asked = tokio::time::timeout(PATIENCE, health::leads(channel)).await;
+    matches!(asked, Ok(Ok(true)))
 }
 
 #[tonic::async_trait]
