@@ -65,7 +65,9 @@ impl CredentialFlags {
             (Some(cert), Some(key)) => Some(Identity::from_pem(read(cert)?, read(key)?)),
             _ => None,
         };
-        let authorization = self.token.map(|token| {
+        // An empty variable is as none.
+        let token = self.token.filter(|token| !token.trim().is_empty());
+        let authorization = token.map(|token| {
             let value = format!("Bearer {}", token.trim());
             let mut value: MetadataValue<Ascii> = value
                 .parse()

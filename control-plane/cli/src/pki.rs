@@ -1,6 +1,6 @@
 //! A small certificate authority in a directory: `ca.crt`, `ca.key`, and what it has
 //! signed. What a certificate is for lies in its subject's alternative names: the
-//! addresses of a server, and `longship://card/HOST` or `longship://operator/NAME`.
+//! addresses of a control plane, and `longship://card/HOST` or `longship://operator/NAME`.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -25,8 +25,8 @@ const SKEW: Duration = Duration::from_secs(3600);
 /// Whom a certificate is for.
 #[derive(Debug)]
 pub(crate) enum Subject {
-    /// A control plane, by its addresses.
-    Server { names: Vec<String> },
+    /// A control plane, by the addresses under which it is reached.
+    Control { names: Vec<String> },
     /// The card of a host, and where clients reach it.
     Card {
         host: String,
@@ -115,7 +115,7 @@ impl Subject {
     /// The name of its files, and what its certificate says.
     fn params(&self) -> Result<(String, CertificateParams), CliError> {
         let (file, addresses, uri) = match self {
-            Self::Server { names } => ("server".to_owned(), names.clone(), None),
+            Self::Control { names } => ("control".to_owned(), names.clone(), None),
             Self::Card { host, addresses } => {
                 dns_label("--card", host)?;
                 // Where no address is given, the host's name is one.

@@ -53,7 +53,7 @@ struct SubjectFlags {
     card: Option<String>,
     /// For a control plane, by the IP addresses and DNS names under which it is reached.
     #[arg(long, value_name = "NAME", num_args = 1..)]
-    server: Vec<String>,
+    control: Vec<String>,
     /// For an operator's tools.
     #[arg(long, value_name = "NAME")]
     operator: Option<String>,
@@ -73,8 +73,8 @@ impl Pki {
                         addresses: issue.address,
                     },
                     (None, Some(name)) => Subject::Operator { name },
-                    (None, None) => Subject::Server {
-                        names: issue.subject.server,
+                    (None, None) => Subject::Control {
+                        names: issue.subject.control,
                     },
                 };
                 let issued = Authority::open(&issue.dir)?.issue(&subject, issue.days)?;
