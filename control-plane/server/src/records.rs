@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use longship_proto::Failure;
 use longship_proto::control::v1::Pod;
 use longship_scheduler::{Amount, HostFacts, STANDARD_FAMILY};
 use longship_store::Object;
@@ -23,6 +24,9 @@ pub(crate) const NOTES: &str = "pod-notes";
 pub(crate) const GANG: &str = "gang";
 /// Capacity reservations, under `TENANT/NAME`; the value is a [`ReservationRecord`].
 pub(crate) const RESERVATION: &str = "reservation";
+/// Requests for new pods that may be asked again, under `TENANT/KEY`; the value is a
+/// [`OnceRecord`].
+pub(crate) const REQUEST: &str = "request";
 /// Keys, under what they are for; the value is the key itself.
 pub(crate) const SECRET: &str = "secret";
 /// The secret with which access tokens are signed.
@@ -163,6 +167,40 @@ pub(crate) struct ReservationRecord {
     /// Microseconds since the Unix epoch.
     #[prost(int64, tag = "7")]
     pub ends_us: i64,
+}
+
+/// What became of a request for new pods.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct OnceRecord {
+    /// Of what was asked.
+    #[prost(bytes = "vec", tag = "1")]
+    pub hash: Vec<u8>,
+    /// Microseconds since the Unix epoch.
+    #[prost(int64, tag = "2")]
+    pub created_us: i64,
+    /// One a pod, in order.
+    #[prost(message, repeated, tag = "3")]
+    pub outcomes: Vec<Outcome>,
+    /// All of its pods are in the store, or have been.
+    #[prost(bool, tag = "4")]
+    pub complete: bool,
+}
+
+/// What became of one pod of a request.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Outcome {
+    /// The pod's, where it was created.
+    #[prost(string, tag = "1")]
+    pub uid: String,
+    /// Its namespace.
+    #[prost(string, tag = "2")]
+    pub namespace: String,
+    /// Its name.
+    #[prost(string, tag = "3")]
+    pub name: String,
+    /// Why it was not created.
+    #[prost(message, optional, tag = "4")]
+    pub failure: Option<Failure>,
 }
 
 /// A tenant's network.

@@ -43,10 +43,6 @@ const MAX_MESSAGE: usize = 4 << 20;
 const MAX_REQUEST: usize = 256 << 10;
 /// The largest message that a card gets, in bytes: all pods of a host at once.
 const MAX_ASSIGNMENTS: usize = 64 << 20;
-/// What a client may send unread, on one stream and on one connection, in bytes: so much
-/// of it is held for each.
-const STREAM_WINDOW: u32 = 64 << 10;
-const CONNECTION_WINDOW: u32 = 256 << 10;
 /// The largest headers of a call, in bytes.
 const MAX_HEADERS: u32 = 16 << 10;
 /// Streams at once on one connection: watches, and cards that share one.
@@ -404,8 +400,6 @@ impl Service {
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
             .http2_max_header_list_size(MAX_HEADERS)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
             .max_concurrent_streams(MAX_STREAMS)
             .concurrency_limit_per_connection(MAX_CALLS)
             .timeout(CALL_TIMEOUT)

@@ -173,9 +173,15 @@ impl Control {
         let namespace = &pod.metadata.namespace;
         let visible = scope.check_namespace("metadata.namespace", namespace);
         visible.map_err(Failure::into_status)?;
+        let once = validate::once(idempotency_key, "pod", [&*pod]).map_err(Failure::into_status)?;
         let uid = Uuid::new_v4();
-        self.ask(|answer| Command::Create { pod, uid, answer })
-            .await
+        self.ask(|answer| Command::Create {
+            pod,
+            uid,
+            once,
+            answer,
+        })
+        .await
     }
 
     /// Creates pods, which have been counted.
@@ -191,11 +197,18 @@ impl Control {
             let visible = scope.check_namespace("metadata.namespace", &pod.metadata.namespace);
             visible.map_err(|failure| validate::in_batch(at, failure).into_status())?;
         }
+        let what = format!("pods, {gang:?}");
+        let once = validate::once(idempotency_key, &what, &pods).map_err(Failure::into_status)?;
         let pods = pods.into_iter().map(|pod| (pod, Uuid::new_v4())).collect();
         let gang = gang.map(|gang| GangOrder {
             one_zone: gang.one_zone,
         });
-        let created = self.ask(|answer| Command::CreateMany { pods, gang, answer });
+        let created = self.ask(|answer| Command::CreateMany {
+            pods,
+            gang,
+            once,
+            answer,
+        });
         let results = created.await?.into_iter().map(|created| PodResult {
             result: Some(match created {
                 Ok(pod) => pod_result::Result::Pod(Box::new(pod)),

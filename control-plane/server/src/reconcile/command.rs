@@ -9,7 +9,7 @@ use super::networks::NetworkCommand;
 use super::tenants::TenantCommand;
 use super::tokens::TokenCommand;
 use crate::inventory::Session;
-use crate::validate::{NewPod, PodPatch, ValidRegister};
+use crate::validate::{NewPod, Once, PodPatch, ValidRegister};
 
 /// Where an answer goes.
 pub(crate) type Answer<T> = oneshot::Sender<Result<T, Failure>>;
@@ -20,12 +20,14 @@ pub(crate) enum Command {
     Create {
         pod: Box<NewPod>,
         uid: Uuid,
+        once: Option<Once>,
         answer: Answer<Pod>,
     },
     /// Several at once; the answers in the same order. Of a gang all have the same.
     CreateMany {
         pods: Vec<(NewPod, Uuid)>,
         gang: Option<GangOrder>,
+        once: Option<Once>,
         answer: Answer<Vec<Result<Pod, Failure>>>,
     },
     Delete {

@@ -1,7 +1,7 @@
 //! New pods: one, many, or a gang.
 
 use longship_proto::Failure;
-use longship_proto::control::v1::{Pod, PodStatus};
+use longship_proto::control::v1::{Pod, PodSpec, PodStatus};
 use longship_scheduler::{Class, Refusal};
 use uuid::Uuid;
 
@@ -13,17 +13,25 @@ use super::state::{Now, State};
 use crate::pods::PodRecord;
 use crate::records::Notes;
 use crate::template::template;
-use crate::validate::NewPod;
+use crate::validate::{NewPod, Once};
 
 impl State {
-    pub(super) fn create(&mut self, now: Now, pod: NewPod, id: Uuid, answer: Answer<Pod>) {
-        match self.create_pod(now, pod, id) {
-            Ok(record) => self.plan.reply_with(answer, move |written| {
-                // As it is at the end of the batch, unless somebody was faster.
-                let version = written.pods.version(record.id);
-                let now = written.pods.get(record.id);
-                now.map_or_else(|| record.to_pod(version), |now| now.to_pod(version))
-            }),
+    pub(super) fn create(
+        &mut self,
+        now: Now,
+        pod: (NewPod, Uuid),
+        once: Option<Once>,
+        answer: Answer<Pod>,
+    ) {
+        let created = self.create_once(now, once, vec![pod], None);
+        let created = created.and_then(|created| {
+            let none = || Failure::internal("nothing became of the pod");
+            created.into_iter().next().unwrap_or_else(|| Err(none()))
+        });
+        match created {
+            Ok(created) => self
+                .plan
+                .reply_with(answer, move |written| created.to_pod(written)),
             Err(failure) => refuse(answer, failure),
         }
     }
@@ -34,28 +42,26 @@ impl State {
         now: Now,
         pods: Vec<(NewPod, Uuid)>,
         gang: Option<GangOrder>,
+        once: Option<Once>,
         answer: Answer<Vec<Result<Pod, Failure>>>,
     ) {
-        let created = match gang {
-            Some(order) => self.create_gang(now, pods, order),
-            None => {
-                let pods = pods.into_iter();
-                pods.map(|(pod, id)| self.create_pod(now, pod, id))
+        match self.create_once(now, once, pods, gang) {
+            Ok(created) => self.plan.reply_with(answer, move |written| {
+                let created = created.into_iter();
+                created
+                    .map(|one| one.map(|created| created.to_pod(written)))
                     .collect()
-            }
-        };
-        self.plan.reply_with(answer, move |written| {
-            let pods = created.into_iter().map(|created| {
-                let record = created?;
-                let version = written.pods.version(record.id);
-                let now = written.pods.get(record.id);
-                Ok(now.map_or_else(|| record.to_pod(version), |now| now.to_pod(version)))
-            });
-            pods.collect()
-        });
+            }),
+            Err(failure) => refuse(answer, failure),
+        }
     }
 
-    fn create_pod(&mut self, now: Now, mut pod: NewPod, id: Uuid) -> Result<PodRecord, Failure> {
+    pub(super) fn create_pod(
+        &mut self,
+        now: Now,
+        mut pod: NewPod,
+        id: Uuid,
+    ) -> Result<PodRecord, Failure> {
         let tenant = self.tenant_of(&pod.metadata.namespace)?;
         let mut claim = Claim::default();
         self.check_name(&pod)?;
@@ -67,7 +73,7 @@ impl State {
         Ok(record)
     }
 
-    fn create_gang(
+    pub(super) fn create_gang(
         &mut self,
         now: Now,
         pods: Vec<(NewPod, Uuid)>,
@@ -141,8 +147,9 @@ impl State {
     /// Checks a pod against what there is, and adds it to what is claimed.
     fn check_new(&self, tenant: &str, pod: &NewPod, claim: &mut Claim) -> Result<(), Failure> {
         let template = template(tenant, &pod.metadata, &pod.spec)?;
-        self.fleet.check(&template).map_err(refusal)?;
-        let takes = self.fleet.least(&template).map_err(refusal)?;
+        let refused = |why| refusal_of(&pod.spec, why);
+        self.fleet.check(&template).map_err(refused)?;
+        let takes = self.fleet.least(&template).map_err(refused)?;
         claim.add(takes, template.class == Class::Reserved);
         Ok(())
     }
@@ -176,6 +183,26 @@ impl State {
         };
         self.save(record.clone());
         record
+    }
+}
+
+/// As [`refusal`], for a pod: zones and flavors may be named in several places.
+fn refusal_of(spec: &PodSpec, why: Refusal) -> Failure {
+    let placement = spec.placement.as_ref();
+    let at = |names: &[String], name: &String, what: &str| {
+        let at = names.iter().position(|one| one == name);
+        at.map(|at| format!("spec.placement.{what}[{at}]"))
+    };
+    let field = placement.and_then(|placement| match &why {
+        Refusal::UnknownZone { zone, .. } => at(&placement.zones, zone, "zones"),
+        Refusal::UnknownFlavor { flavor, .. } => at(&placement.flavors, flavor, "flavors"),
+        Refusal::FlavorTooSmall { flavor, .. } => at(&placement.flavors, &flavor.name, "flavors"),
+        _ => None,
+    });
+    let failure = refusal(why);
+    match field {
+        Some(field) => Failure { field, ..failure },
+        None => failure,
     }
 }
 

@@ -9,6 +9,7 @@ use longship_store::{Expect, Object, Store, Transaction};
 use tokio::sync::watch;
 use uuid::Uuid;
 
+use super::once::Requests;
 use super::placement::{unplace, waiting_since};
 use super::plan::Plan;
 use super::quota::Quotas;
@@ -56,6 +57,9 @@ impl State {
         }
         state.load_pods(store).await?;
         state.load_gangs(now, store).await?;
+        for object in store.list(records::REQUEST, "").await?.objects {
+            state.adopt_request(&object)?;
+        }
         state.resume(now);
         Ok(self)
     }
@@ -79,6 +83,7 @@ impl State {
             leases,
             quotas: Quotas::default(),
             reservations: Reservations::default(),
+            requests: Requests::default(),
             token_key,
             tokens,
             published: watch::Sender::new(Arc::clone(&tenancy)),

@@ -20,6 +20,7 @@ mod load;
 #[cfg(test)]
 mod locality;
 mod networks;
+mod once;
 mod patch;
 mod placement;
 mod plan;
@@ -92,10 +93,18 @@ async fn at(time: Option<Instant>) {
 impl State {
     fn decide(&mut self, now: Now, command: Command) {
         match command {
-            Command::Create { pod, uid, answer } => self.create(now, *pod, uid, answer),
-            Command::CreateMany { pods, gang, answer } => {
-                self.create_many(now, pods, gang, answer);
-            }
+            Command::Create {
+                pod,
+                uid,
+                once,
+                answer,
+            } => self.create(now, (*pod, uid), once, answer),
+            Command::CreateMany {
+                pods,
+                gang,
+                once,
+                answer,
+            } => self.create_many(now, pods, gang, once, answer),
             Command::Delete {
                 namespace,
                 name,
@@ -175,6 +184,7 @@ impl State {
     /// What follows from the commands, and from the time.
     fn go_on(&mut self, now: Now) {
         self.expire_leases(now);
+        self.forget_old_requests(now);
         let ends = self.fleet.next_end();
         if ends.is_some_and(|ends| ends <= now.time()) {
             self.keep_reserved(now);

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::gang::WaitingGang;
+use super::once::Requests;
 use super::plan::{Plan, Step, Tell};
 use super::quota::Quotas;
 use super::reservation::Reservations;
@@ -63,6 +64,8 @@ pub(crate) struct State {
     pub(super) leases: Leases,
     pub(super) quotas: Quotas,
     pub(super) reservations: Reservations,
+    /// Requests for new pods that may be asked again.
+    pub(super) requests: Requests,
     pub(super) token_key: Vec<u8>,
     pub(super) tokens: Arc<Tokens>,
     pub(super) tenancy: Arc<Tenancy>,

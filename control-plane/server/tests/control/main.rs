@@ -9,6 +9,7 @@ mod card;
 mod certificates;
 mod flood;
 mod hosts;
+mod keys;
 mod life;
 mod lists;
 mod moves;

@@ -52,7 +52,8 @@ async fn refused(channel: Channel, from: u64, count: u64) {
             let mut pods = PodsClient::new(InterceptedService::new(channel.clone(), with));
             calls.spawn(async move {
                 let listed = pods.list_pods(ListPodsRequest::default()).await;
-                assert_eq!(listed.unwrap_err().code(), Code::Unauthenticated);
+                let refused = listed.unwrap_err();
+                assert_eq!(refused.code(), Code::Unauthenticated, "{refused:?}");
             });
         }
         calls.join_all().await;

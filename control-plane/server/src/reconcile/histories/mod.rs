@@ -119,6 +119,7 @@ impl World {
             Act::Create { pod, shape } => {
                 let uid = self.uid();
                 Command::Create {
+                    once: None,
                     pod: Box::new(validate::pod(shape.pod(*pod)).unwrap()),
                     uid,
                     answer: self.answer(),
@@ -135,6 +136,7 @@ impl World {
                 let pods: Vec<_> = pods.map(|pod| (pod, self.uid())).collect();
                 self.gangs.push(pods.iter().map(|(_, uid)| *uid).collect());
                 Command::CreateMany {
+                    once: None,
                     pods,
                     gang: Some(GangOrder {
                         one_zone: *one_zone,
