@@ -91,6 +91,7 @@ fn create(state: &mut State, number: u32) {
         status: None,
     };
     let command = Command::Create {
+        once: None,
         pod: Box::new(validate::pod(pod).unwrap()),
         uid: Uuid::from_u128(u128::from(number) + 1),
         answer: oneshot::channel().0,

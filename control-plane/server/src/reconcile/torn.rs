@@ -61,6 +61,7 @@ async fn with_gang() -> (MemoryStore, State) {
     });
     let pods = pods.map(|pod| (validate::pod(pod).unwrap(), Uuid::new_v4()));
     let create = Command::CreateMany {
+        once: None,
         pods: pods.to_vec(),
         gang: Some(GangOrder { one_zone: false }),
         answer: oneshot::channel().0,
