@@ -25,12 +25,11 @@ impl Ends {
         }
     }
 
-    fn pop(&mut self, now: Instant) -> Option<(String, Instant)> {
-        let (end, _) = self.in_order.first().filter(|(end, _)| *end <= now)?;
-        let end = *end;
+    fn pop(&mut self, now: Instant) -> Option<String> {
+        self.in_order.first().filter(|(end, _)| *end <= now)?;
         let (_, host) = self.in_order.pop_first()?;
         self.of.remove(&host);
-        Some((host, end))
+        Some(host)
     }
 
     fn first(&self) -> Option<Instant> {
@@ -93,16 +92,31 @@ impl Leases {
     /// Takes away the leases that are over.
     pub(crate) fn expire(&mut self, now: Instant) -> Vec<String> {
         let mut lost = Vec::new();
-        while let Some((host, end)) = self.held.pop(now) {
-            self.silent.set(&host, end + self.fence_after);
+        while let Some(host) = self.held.pop(now) {
+            // From now on: whoever was asleep for long itself gives all cards that time.
+            self.silent.set(&host, now + self.fence_after);
             lost.push(host);
         }
         lost
     }
 
+    /// Nobody has listened for a while: no card was silent, as far as is known. What
+    /// runs begins anew.
+    pub(crate) fn forgive(&mut self, now: Instant) {
+        for (ends, length) in [
+            (&mut self.held, self.duration),
+            (&mut self.silent, self.fence_after),
+        ] {
+            let hosts: Vec<String> = ends.of.keys().cloned().collect();
+            for host in hosts {
+                ends.set(&host, now + length);
+            }
+        }
+    }
+
     /// The hosts that are to be fenced now; each is told once.
     pub(crate) fn fence(&mut self, now: Instant) -> Vec<String> {
-        std::iter::from_fn(|| self.silent.pop(now).map(|(host, _)| host)).collect()
+        std::iter::from_fn(|| self.silent.pop(now)).collect()
     }
 
     /// When the next lease ends or the next host is to be fenced.
@@ -138,15 +152,34 @@ mod tests {
     }
 
     #[test]
+    fn who_did_not_listen_blames_no_card() {
+        let (mut leases, at) = leases();
+        leases.renew("a", at(0));
+        leases.renew("b", at(0));
+        leases.expire(at(10));
+        leases.renew("a", at(10));
+        // Asleep for long.
+        leases.forgive(at(1000));
+        assert_eq!(leases.expire(at(1009)), Vec::<String>::new());
+        assert_eq!(leases.fence(at(1059)), Vec::<String>::new());
+        assert_eq!(leases.expire(at(1010)), ["a"]);
+        assert_eq!(leases.fence(at(1060)), ["b"]);
+        // Who was only just found to be silent is not given up in the same moment.
+        leases.renew("c", at(2000));
+        assert_eq!(leases.expire(at(9000)), ["c"]);
+        assert!(!leases.fence(at(9000)).contains(&"c".to_owned()));
+    }
+
+    #[test]
     fn a_silent_host_is_fenced_once_unless_it_is_heard_of_again() {
         let (mut leases, at) = leases();
         leases.renew("a", at(0));
         leases.renew("b", at(0));
         assert_eq!(leases.expire(at(12)), ["a", "b"]);
-        assert_eq!(leases.next_end(), Some(at(70)));
+        assert_eq!(leases.next_end(), Some(at(72)));
         leases.renew("b", at(20));
         assert_eq!(leases.expire(at(30)), ["b"]);
-        assert_eq!(leases.fence(at(69)), Vec::<String>::new());
+        assert_eq!(leases.fence(at(71)), Vec::<String>::new());
         assert_eq!(leases.fence(at(80)), ["a"]);
         assert_eq!(leases.fence(at(89)), Vec::<String>::new());
         leases.forget("b");

@@ -38,7 +38,7 @@ struct Arguments {
     #[arg(
         long,
         value_name = "DIR",
-        required_if_eq("store", "redb"),
+        required_unless_present = "etcd",
         conflicts_with = "etcd"
     )]
     state: Option<PathBuf>,

@@ -41,8 +41,9 @@ use crate::watch::Feed;
 const MAX_MESSAGE: usize = 4 << 20;
 /// The largest message of other calls than those about pods, in bytes.
 const MAX_REQUEST: usize = 256 << 10;
-/// The largest message that a card gets, in bytes: all pods of a host at once.
-const MAX_ASSIGNMENTS: usize = 64 << 20;
+/// The largest message that a card gets, in bytes: what it is told comes in parts of
+/// about a MiB.
+const MAX_ASSIGNMENTS: usize = 8 << 20;
 /// The largest headers of a call, in bytes.
 const MAX_HEADERS: u32 = 16 << 10;
 /// Streams at once on one connection: watches, and cards that share one.

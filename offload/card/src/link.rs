@@ -23,8 +23,8 @@ const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// The same, where there are several control planes.
 const RETRY_MAX_REPLICAS: Duration = Duration::from_secs(1);
-/// The largest message taken, in bytes: all assignments of a card come in one.
-const MESSAGE_BYTES: usize = 64 << 20;
+/// The largest message taken, in bytes. Assignments come in parts.
+const MESSAGE_BYTES: usize = 8 << 20;
 /// Pods that one host is told of, at most.
 const MAX_PODS: usize = 100_000;
 /// Messages on their way to the control plane.

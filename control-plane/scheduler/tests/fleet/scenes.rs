@@ -563,3 +563,40 @@ fn an_eviction_and_a_draw_outlive_the_scheduler() {
     let view = fleet.booking(BookingId(1)).unwrap();
     assert_eq!((view.idle, view.used), (1, 1));
 }
+
+#[test]
+fn a_gang_evicts_from_several_hosts_or_from_none() {
+    let mut fleet = fleet(&[("h1", "a", 4, 8), ("h2", "a", 4, 8)]);
+    for id in [1, 2] {
+        place(&mut fleet, id, &pod(4, Class::Spot));
+    }
+    let firm = PodTemplate {
+        preempts: true,
+        ..pod(4, Class::OnDemand)
+    };
+    let gang = |size: u128| Gang {
+        pods: (10..10 + size)
+            .map(|id| (PodId(id), firm.clone()))
+            .collect(),
+        one_zone: false,
+    };
+    assert_eq!(fleet.reserve_gang(&gang(3)), Err(Declined::NoRoom));
+    let places = fleet.reserve_gang(&gang(2)).unwrap();
+    let victims: Vec<_> = places
+        .iter()
+        .flat_map(|place| place.victims.clone())
+        .collect();
+    assert_eq!(
+        victims.len(),
+        2,
+        "those that a larger gang would have evicted stayed"
+    );
+    for place in &places {
+        fleet.commit(place.ticket).unwrap();
+        assert!(!fleet.may_start(place.ticket.pod));
+    }
+    for victim in victims {
+        fleet.release(victim).unwrap();
+    }
+    assert!(places.iter().all(|place| fleet.may_start(place.ticket.pod)));
+}

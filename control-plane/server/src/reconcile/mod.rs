@@ -73,12 +73,24 @@ pub(crate) async fn run(
         }
         state.go_on(now);
         flush(&mut state, &*store).await?;
-        let next = state.next_event(Now::get());
+        let written = Now::get();
+        let next = state.next_event(written);
         tokio::select! {
             taken = commands.recv_many(&mut batch, BATCH) => if taken == 0 {
                 return Ok(());
             },
             () = at(next) => {}
+        }
+        // What cards say waits while a write takes long, or this machine sleeps.
+        let due = next.map_or(written.at, |next| next.max(written.at));
+        let woken = Instant::now();
+        let deaf = (written.at - now.at) + next.map_or(Duration::ZERO, |_| woken - due.min(woken));
+        if deaf > state.leases.duration() / 2 {
+            tracing::warn!(
+                ?deaf,
+                "no card was listened to for a while: all leases begin anew"
+            );
+            state.leases.forgive(woken);
         }
     }
 }
