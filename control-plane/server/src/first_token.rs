@@ -10,7 +10,7 @@ use prost::Message;
 
 use crate::auth::NewToken;
 use crate::records;
-use crate::serve::StartError;
+use crate::serve::{STORE_FILE, StartError};
 
 /// Makes an operator's token, good for `ttl`, in the store of a server that does not run
 /// now: who may read and write its directory is an operator anyhow.
@@ -22,7 +22,7 @@ pub async fn operator_token(state_dir: &Path, ttl: Duration) -> Result<String, S
         path: state_dir.to_owned(),
         error,
     })?;
-    let store = RedbStore::open(&state_dir.join("control.redb"), RedbOptions::default())?;
+    let store = RedbStore::open(&state_dir.join(STORE_FILE), RedbOptions::default())?;
     let now = now_us();
     let ttl = i64::try_from(ttl.as_micros()).unwrap_or(i64::MAX);
     let made = NewToken::random(TokenInfo {

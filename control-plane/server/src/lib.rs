@@ -7,6 +7,7 @@
 
 mod api;
 mod auth;
+mod backup;
 mod first_token;
 mod intake;
 mod inventory;
@@ -26,6 +27,7 @@ mod tenancy;
 mod validate;
 mod watch;
 
+pub use backup::{CopyError, backup, restore};
 pub use first_token::operator_token;
 pub use listen::{TlsError, TlsFiles};
 pub use records::RecordError;

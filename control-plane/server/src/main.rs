@@ -2,13 +2,14 @@
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use longship_control::{Config, Replica, Server, TlsFiles, operator_token};
+use longship_store::Backup;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -91,6 +92,31 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Action {
     Token(Token),
+    Backup(TakeBackup),
+    Restore(Restore),
+}
+
+/// Write all that the embedded store holds, as it is at one moment, into a new file. The
+/// server may run meanwhile.
+#[derive(Debug, Args)]
+struct TakeBackup {
+    /// Directory of the embedded store.
+    #[arg(long, value_name = "DIR")]
+    state: PathBuf,
+    /// The file; it holds secrets, and only its owner may read it.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+}
+
+/// Make a new embedded store of a backup. Watches begin anew.
+#[derive(Debug, Args)]
+struct Restore {
+    /// Directory of the store; it must be empty, or not exist.
+    #[arg(long, value_name = "DIR")]
+    state: PathBuf,
+    /// The backup.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
 }
 
 /// Make an operator's token, while the server does not run, and print it. While it runs,
@@ -183,8 +209,17 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    if let Some(Action::Token(token)) = &arguments.action {
-        return token.make().await;
+    match &arguments.action {
+        Some(Action::Token(token)) => return token.make().await,
+        Some(Action::Backup(TakeBackup { state, file })) => {
+            say("written", file, longship_control::backup(state, file)?);
+            return Ok(());
+        }
+        Some(Action::Restore(Restore { state, file })) => {
+            say("restored", state, longship_control::restore(state, file)?);
+            return Ok(());
+        }
+        None => {}
     }
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
@@ -202,6 +237,14 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
     };
     Ok(server.run(stop).await?)
+}
+
+fn say(done: &str, path: &Path, backup: Backup) {
+    let Backup { version, objects } = backup;
+    println!(
+        "{}: {done}: {objects} objects, version {version}",
+        path.display()
+    );
 }
 
 /// Thousands of connections take more descriptors than a process is usually given; the

@@ -29,6 +29,7 @@ use tonic_health::server::HealthReporter;
 
 use crate::api::{Control, PodsService};
 use crate::auth::{AuthLayer, Tokens};
+use crate::backup;
 use crate::intake::IntakeLayer;
 use crate::leader::{Beginning, Candidate, Duty, Office, Role};
 use crate::listen::{self, TlsError, TlsFiles};
@@ -59,6 +60,9 @@ const REGISTRATIONS: usize = 256;
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often a silent connection is asked whether it is still there.
 const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// The embedded store's name in its directory.
+pub(crate) const STORE_FILE: &str = "control.redb";
 
 /// Length of the token key in bytes: that of the hash (RFC 2104, section 3).
 const TOKEN_KEY_BYTES: usize = 32;
@@ -247,9 +251,12 @@ impl Server {
                     path: config.state_dir.clone(),
                     error,
                 })?;
-                let path = config.state_dir.join("control.redb");
-                let store = RedbStore::open(&path, config.history)?;
-                Service::load(config, Arc::new(store)).await?
+                let path = config.state_dir.join(STORE_FILE);
+                let store = Arc::new(RedbStore::open(&path, config.history)?);
+                if let Err(error) = backup::offer(&config.state_dir, &store) {
+                    tracing::warn!(%error, "no backup can be taken while this server runs");
+                }
+                Service::load(config, store).await?
             }
         };
         Ok(Self {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // the helpers are tests too
 
 mod access;
+mod backup;
 mod bad_specs;
 mod callers;
 mod card;
