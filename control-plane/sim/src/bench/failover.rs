@@ -28,6 +28,10 @@ const BEFORE: Duration = Duration::from_secs(2);
 const AFTER: Duration = Duration::from_secs(2);
 /// Everything has to come right by then.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// There is room for so many pods.
+const MOST_PODS: u32 = 60_000;
+/// Between two creates of one client: what comes in all the time has to stay within that.
+const PACE: Duration = Duration::from_millis(5);
 /// Between attempts, once every replica has been asked.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -100,10 +104,7 @@ impl Failover {
             next: AtomicUsize::new(0),
         };
         let network: Arc<dyn Network> = Arc::new(network);
-        let shape = FleetShape {
-            cards: usize::try_from(self.cards)?,
-            ..FleetShape::default()
-        };
+        let shape = FleetShape::with_room(usize::try_from(self.cards)?, MOST_PODS);
         let fleet = Fleet::start(&shape, &network);
         let late = || format!("the cards do not attach: {}", fleet.counts().trouble());
         let attached = tokio::time::timeout(PATIENCE, fleet.all_attached(shape.cards));
@@ -296,6 +297,7 @@ async fn work(number: u16, shared: Arc<Shared>) -> anyhow::Result<()> {
         if shared.stop.load(Ordering::Relaxed) {
             break;
         }
+        tokio::time::sleep(PACE).await;
         let name = format!("client-{number}-pod-{turn}");
         let pod = small_pod(NAMESPACE, name.clone());
         let asked = Instant::now();
