@@ -2,8 +2,9 @@
 
 use longship_proto::control::v1::pods_client::PodsClient;
 use longship_proto::control::v1::{
-    Container, CreatePodRequest, CreatePodsRequest, DeletePodRequest, Gang, ListPodsRequest,
-    ListPodsResponse, ObjectMeta, Pod, PodEvent, PodSpec, Resources, WatchPodsRequest, pod_result,
+    Container, CreatePodRequest, CreatePodsRequest, DeletePodRequest, Gang, GetPodRequest,
+    ListPodsRequest, ListPodsResponse, ObjectMeta, Pod, PodEvent, PodSpec, Resources,
+    WatchPodsRequest, pod_result,
 };
 use longship_proto::{Class, Failure, failure_of};
 use tonic::transport::Channel;
@@ -61,6 +62,18 @@ impl Client {
             None => Err(Failure::internal("a result without a pod")),
         });
         Ok(results.collect())
+    }
+
+    /// A pod.
+    ///
+    /// # Errors
+    /// The server's.
+    pub async fn get(&self, namespace: &str, name: &str) -> Result<Pod, Failure> {
+        let request = GetPodRequest {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        };
+        answer(self.pods.clone().get_pod(request).await)
     }
 
     /// Marks a pod for deletion.

@@ -303,7 +303,15 @@ async fn work(number: u16, shared: Arc<Shared>) -> anyhow::Result<()> {
         let asked = Instant::now();
         let created = persist(&clients, &mut replica, |client: Client| {
             let (pod, name) = (pod.clone(), name.clone());
-            async move { client.create(pod, &name).await }
+            async move {
+                match client.create(pod, &name).await {
+                    // An attempt that was not answered had reached it.
+                    Err(failure) if failure.class() == Class::Conflict => {
+                        client.get(NAMESPACE, &name).await
+                    }
+                    answer => answer,
+                }
+            }
         });
         let created = created.await.with_context(|| format!("create {name}"))?;
         let uid = created.metadata.context("a pod without metadata")?.uid;
