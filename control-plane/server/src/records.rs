@@ -24,6 +24,9 @@ pub(crate) const NOTES: &str = "pod-notes";
 pub(crate) const GANG: &str = "gang";
 /// Capacity reservations, under `TENANT/NAME`; the value is a [`ReservationRecord`].
 pub(crate) const RESERVATION: &str = "reservation";
+/// Image caches, under `TENANT/NAME`; the value is an
+/// [`longship_proto::control::v1::ImageCache`] without status.
+pub(crate) const IMAGE_CACHE: &str = "image-cache";
 /// Requests for new pods that may be asked again, under `TENANT/KEY`; the value is a
 /// [`OnceRecord`].
 pub(crate) const REQUEST: &str = "request";

@@ -11,6 +11,7 @@ use std::time::Duration;
 use longship_proto::FILE_DESCRIPTOR_SET;
 use longship_proto::control::v1::capacity_server::CapacityServer;
 use longship_proto::control::v1::cards_server::CardsServer;
+use longship_proto::control::v1::image_caches_server::ImageCachesServer;
 use longship_proto::control::v1::inventory_server::InventoryServer;
 use longship_proto::control::v1::networks_server::NetworksServer;
 use longship_proto::control::v1::pods_server::PodsServer;
@@ -393,12 +394,14 @@ impl Service {
         health.set_serving::<TenantsServer<Control>>().await;
         health.set_serving::<CapacityServer<Control>>().await;
         health.set_serving::<NetworksServer<Control>>().await;
+        health.set_serving::<ImageCachesServer<Control>>().await;
         tokio::spawn(tell_cards(role.duty, health));
         let pods = PodsService::new(control.clone());
         let inventory =
             InventoryServer::new(control.clone()).max_decoding_message_size(MAX_REQUEST);
         let tenants = TenantsServer::new(control.clone()).max_decoding_message_size(MAX_REQUEST);
         let capacity = CapacityServer::new(control.clone()).max_decoding_message_size(MAX_REQUEST);
+        let images = ImageCachesServer::new(control.clone()).max_decoding_message_size(MAX_REQUEST);
         let networks = NetworksServer::new(control.clone()).max_decoding_message_size(MAX_REQUEST);
         let cards = CardsServer::new(control)
             .max_decoding_message_size(MAX_MESSAGE)
@@ -423,6 +426,7 @@ impl Service {
             .add_service(tenants)
             .add_service(capacity)
             .add_service(networks)
+            .add_service(images)
             .add_service(cards)
             .serve_with_incoming_shutdown(incoming, async move {
                 let _ = until.wait_for(|stopping| *stopping).await;

@@ -124,7 +124,8 @@ impl Listener {
             let news = match message {
                 Some(from_card::Message::Heartbeat(_)) => CardNews::Heartbeat,
                 Some(from_card::Message::Reports(all)) => CardNews::Reports(all.reports),
-                Some(from_card::Message::Register(_) | from_card::Message::Images(_)) | None => {
+                Some(from_card::Message::Images(all)) => CardNews::Images(all.reports),
+                Some(from_card::Message::Register(_)) | None => {
                     tracing::warn!(host = self.host, "a message that has no place here");
                     continue;
                 }

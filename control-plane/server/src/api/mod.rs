@@ -3,6 +3,7 @@
 mod capacity;
 mod cards;
 mod events_body;
+mod image_cache;
 mod inventory;
 mod list;
 mod network;

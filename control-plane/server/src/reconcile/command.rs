@@ -1,10 +1,11 @@
 //! What can be asked of the reconciler.
 
 use longship_proto::Failure;
-use longship_proto::control::v1::{CapacityReservation, Host, Pod, PodReport, Zone};
+use longship_proto::control::v1::{CapacityReservation, Host, ImageReport, Pod, PodReport, Zone};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use super::images::ImageCommand;
 use super::networks::NetworkCommand;
 use super::tenants::TenantCommand;
 use super::tokens::TokenCommand;
@@ -49,6 +50,7 @@ pub(crate) enum Command {
     },
     Tenants(TenantCommand),
     Networks(NetworkCommand),
+    Images(ImageCommand),
     Tokens(TokenCommand),
     /// Some hosts, by name.
     ListHosts {
@@ -125,6 +127,7 @@ pub(crate) struct HostPage {
 pub(crate) enum CardNews {
     Heartbeat,
     Reports(Vec<PodReport>),
+    Images(Vec<ImageReport>),
     /// The stream has ended.
     Gone,
 }

@@ -131,6 +131,12 @@ impl State {
                     token_key: token::host_key(&self.token_key, &host),
                 };
                 outbox.begin(registered, all);
+                outbox.keep_images(self.images_for(&host));
+            }
+            Tell::Images { host } => {
+                if let Some(outbox) = self.inventory.outbox(&host) {
+                    outbox.keep_images(self.images_for(&host));
+                }
             }
             Tell::Assign { host, id } => {
                 let told = self.pods.get(id).filter(|pod| pod.status.host == host);

@@ -88,6 +88,7 @@ impl State {
         let _ = self.fleet.remove_host(host);
         self.leases.forget(host);
         self.inventory.remove(host);
+        self.forget_images_of(host);
         self.hosts_changed = true;
         let transaction = Transaction::new();
         self.plan

@@ -9,6 +9,7 @@ use longship_store::{Expect, Object, Store, Transaction};
 use tokio::sync::watch;
 use uuid::Uuid;
 
+use super::images::Images;
 use super::once::Requests;
 use super::placement::{unplace, waiting_since};
 use super::plan::Plan;
@@ -57,6 +58,9 @@ impl State {
         }
         state.load_pods(store).await?;
         state.load_gangs(now, store).await?;
+        for object in store.list(records::IMAGE_CACHE, "").await?.objects {
+            state.adopt_image_cache(&object)?;
+        }
         for object in store.list(records::REQUEST, "").await?.objects {
             state.adopt_request(&object)?;
         }
@@ -83,6 +87,7 @@ impl State {
             leases,
             quotas: Quotas::default(),
             reservations: Reservations::default(),
+            images: Images::default(),
             requests: Requests::default(),
             token_key,
             tokens,

@@ -16,6 +16,7 @@ mod gang;
 #[cfg(test)]
 mod histories;
 mod hosts;
+mod images;
 mod load;
 #[cfg(test)]
 mod locality;
@@ -44,6 +45,7 @@ use tokio::time::Instant;
 
 pub(crate) use command::{Answer, CardNews, Command, GangOrder};
 use flush::flush;
+pub(crate) use images::ImageCommand;
 pub(crate) use networks::NetworkCommand;
 pub(crate) use placement::flavor;
 use state::Now;
@@ -130,6 +132,7 @@ impl State {
                 name,
                 answer,
             } => self.access(&namespace, &name, answer),
+            Command::Images(command) => self.decide_images(command),
             Command::Networks(command) => self.decide_networks(command),
             Command::Tenants(command) => self.decide_tenants(now, command),
             Command::Tokens(command) => self.decide_tokens(now, command),
@@ -184,6 +187,10 @@ impl State {
         match news {
             CardNews::Gone => self.detach(host),
             CardNews::Heartbeat => self.leases.renew(host, now.at),
+            CardNews::Images(reports) => {
+                self.leases.renew(host, now.at);
+                self.hear_images(host, reports);
+            }
             CardNews::Reports(reports) => {
                 self.leases.renew(host, now.at);
                 for report in reports {

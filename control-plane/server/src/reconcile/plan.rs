@@ -19,6 +19,8 @@ pub(crate) enum Tell {
         host: String,
         held: BTreeSet<String>,
     },
+    /// What images its card is to keep.
+    Images { host: String },
     /// The pod as it is then.
     Assign { host: String, id: Uuid },
     /// The host has nothing to do with the pod: it goes.

@@ -121,7 +121,7 @@ fn taken_over(record: &PodRecord, reported: PodStatus) -> PodStatus {
     }
 }
 
-fn shorten(text: &mut String, most: usize) {
+pub(super) fn shorten(text: &mut String, most: usize) {
     let mut end = text.len().min(most);
     while !text.is_char_boundary(end) {
         end -= 1;

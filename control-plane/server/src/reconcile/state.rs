@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::gang::WaitingGang;
+use super::images::Images;
 use super::once::Requests;
 use super::plan::{Plan, Step, Tell};
 use super::quota::Quotas;
@@ -64,6 +65,8 @@ pub(crate) struct State {
     pub(super) leases: Leases,
     pub(super) quotas: Quotas,
     pub(super) reservations: Reservations,
+    /// Images that cards keep ready.
+    pub(super) images: Images,
     /// Requests for new pods that may be asked again.
     pub(super) requests: Requests,
     pub(super) token_key: Vec<u8>,

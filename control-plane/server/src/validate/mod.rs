@@ -5,6 +5,7 @@ mod container;
 #[cfg(test)]
 mod faults;
 mod image;
+mod image_cache;
 mod metadata;
 mod names;
 mod network;
@@ -18,6 +19,7 @@ mod selector;
 mod tenant;
 mod token;
 
+pub(crate) use image_cache::image_cache;
 pub(crate) use metadata::{annotations, labels};
 pub(crate) use names::{dns_label, namespace_or_default};
 pub(crate) use network::{NewSubnet, NewVpc, subnet, vpc};

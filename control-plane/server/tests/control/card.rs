@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 
 use longship_proto::control::v1::cards_client::CardsClient;
 use longship_proto::control::v1::{
-    FromCard, Heartbeat, HeldPod, HostCapacity, Phase, Pod, PodReport, PodReports, PodStatus,
-    Register, Stage, ToCard, from_card, to_card,
+    FromCard, Heartbeat, HeldPod, HostCapacity, ImageReport, ImageReports, Phase, Pod, PodReport,
+    PodReports, PodStatus, Register, Stage, ToCard, from_card, to_card,
 };
 use longship_proto::{Failure, failure_of};
 use tokio::sync::mpsc;
@@ -24,6 +24,8 @@ pub(crate) struct Card {
     pub(crate) assignments: Vec<Pod>,
     /// Told, and not asked for yet.
     changes: VecDeque<Change>,
+    /// What it was told to keep, last.
+    images: Option<Vec<String>>,
 }
 
 /// What a card is told.
@@ -84,6 +86,7 @@ impl Card {
             token_key: registered.token_key,
             assignments: assignments.pods,
             changes: VecDeque::new(),
+            images: None,
         })
     }
 
@@ -101,10 +104,35 @@ impl Card {
                     let releases = all.release_uids.into_iter().map(Change::Release);
                     self.changes.extend(releases);
                 }
+                Some(to_card::Message::Images(images)) => self.images = Some(images.images),
                 Some(other) => panic!("no change but {other:?}"),
                 None => return Ok(None),
             }
         }
+    }
+
+    /// Waits until it is told to keep exactly these.
+    pub(crate) async fn wait_images(&mut self, wanted: &[&str]) {
+        while self.images.as_ref().is_none_or(|images| images != wanted) {
+            let told = tokio::time::timeout(PATIENCE, self.next_message()).await;
+            match told.expect("a message in time").unwrap() {
+                Some(to_card::Message::Images(images)) => self.images = Some(images.images),
+                other => panic!("no images but {other:?}"),
+            }
+        }
+    }
+
+    /// Says which images it has, and why not the others.
+    pub(crate) async fn report_images(&self, images: &[(&str, &str)]) {
+        let reports = images.iter().map(|(image, why)| ImageReport {
+            image: (*image).into(),
+            ready: why.is_empty(),
+            message: (*why).into(),
+        });
+        let reports = ImageReports {
+            reports: reports.collect(),
+        };
+        send(&self.to_control, from_card::Message::Images(reports)).await;
     }
 
     async fn next_message(&mut self) -> Result<Option<to_card::Message>, Failure> {

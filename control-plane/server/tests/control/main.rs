@@ -10,6 +10,7 @@ mod card;
 mod certificates;
 mod flood;
 mod hosts;
+mod image_caches;
 mod keys;
 mod life;
 mod lists;
