@@ -22,11 +22,13 @@ pub enum StoreError {
         found: String,
     },
     /// The log does not reach back to that version; list again.
-    #[error("version {asked} is too old to watch from: the log begins at {oldest}; list again")]
+    #[error(
+        "version {asked} is too old to watch from: the log begins at {oldest} or later; list again"
+    )]
     TooOld {
         /// The version asked for.
         asked: u64,
-        /// The oldest that can be watched from.
+        /// The oldest that can be watched from, or an older one.
         oldest: u64,
     },
     /// The store never had that version: it is another store's.

@@ -124,7 +124,8 @@ pub(crate) async fn exists(shared: &Shared, version: u64) -> Result<(), StoreErr
         Ok(_) => Ok(()),
         Err(OutOfRange::Compacted) => Err(StoreError::TooOld {
             asked: version,
-            oldest: newest(shared).await?,
+            // etcd does not say here what it still has: no more than what comes next.
+            oldest: version.saturating_add(1),
         }),
         Err(OutOfRange::Future) => Err(StoreError::FromTheFuture {
             asked: version,
