@@ -76,3 +76,109 @@ pub(crate) fn server(tls: Option<&Tls>) -> Result<Server, tonic::transport::Erro
         None => Ok(server),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use longship_proto::card::v1::pod_streams_client::PodStreamsClient;
+    use longship_proto::card::v1::pod_streams_server::{PodStreams, PodStreamsServer};
+    use longship_proto::card::v1::{ExecInput, ExecOutput, LogChunk, LogsRequest};
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+    use tokio::net::TcpListener;
+    use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+    use tonic::transport::Channel;
+    use tonic::{Request, Response, Status, Streaming};
+
+    use super::*;
+
+    /// Says that a call has reached it.
+    struct Reached;
+
+    #[tonic::async_trait]
+    impl PodStreams for Reached {
+        type LogsStream = ReceiverStream<Result<LogChunk, Status>>;
+        type ExecStream = ReceiverStream<Result<ExecOutput, Status>>;
+
+        async fn logs(
+            &self,
+            _: Request<LogsRequest>,
+        ) -> Result<Response<Self::LogsStream>, Status> {
+            Err(Status::not_found("reached"))
+        }
+
+        async fn exec(
+            &self,
+            _: Request<Streaming<ExecInput>>,
+        ) -> Result<Response<Self::ExecStream>, Status> {
+            Err(Status::not_found("reached"))
+        }
+    }
+
+    /// A CA, and the files of a card that it has signed.
+    fn files(folder: &Path) -> TlsFiles {
+        let mut ca = CertificateParams::default();
+        ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        ca.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let ca_key = KeyPair::generate().unwrap();
+        let ca_cert = ca.self_signed(&ca_key).unwrap();
+        let issuer = Issuer::new(ca, ca_key);
+        let key = KeyPair::generate().unwrap();
+        let card = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        let cert = card.signed_by(&key, &issuer).unwrap();
+        let write = |name: &str, text: String| {
+            let path = folder.join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        TlsFiles {
+            ca: write("ca.crt", ca_cert.pem()),
+            cert: write("card.crt", cert.pem()),
+            key: write("card.key", key.serialize_pem()),
+        }
+    }
+
+    #[tokio::test]
+    async fn clients_reach_the_streams_by_tls_and_only_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = files(folder.path());
+        let tls = Tls::read(&files).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let serving = server(Some(&tls))
+            .unwrap()
+            .add_service(PodStreamsServer::new(Reached))
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        tokio::spawn(serving);
+
+        let logs = async |channel: Channel| {
+            let mut client = PodStreamsClient::new(channel);
+            let answered = client.logs(LogsRequest::default()).await;
+            answered.unwrap_err().message().to_owned()
+        };
+        let endpoint = Channel::from_shared(format!("https://{address}")).unwrap();
+        // As a client does, which knows the CA and has no certificate.
+        let ca = Certificate::from_pem(std::fs::read(&files.ca).unwrap());
+        let trusting = ClientTlsConfig::new().ca_certificate(ca);
+        let channel = endpoint.clone().tls_config(trusting).unwrap();
+        assert_eq!(logs(channel.connect().await.unwrap()).await, "reached");
+        // As the card itself connects to its control plane.
+        let channel = tls.client(endpoint.clone()).unwrap();
+        assert_eq!(logs(channel.connect().await.unwrap()).await, "reached");
+        // Who does not know the CA does not go on.
+        let distrusting = endpoint.tls_config(ClientTlsConfig::new()).unwrap();
+        assert!(distrusting.connect().await.is_err());
+        // Nor is there anything without TLS.
+        let plain = Channel::from_shared(format!("http://{address}")).unwrap();
+        if let Ok(channel) = plain.connect().await {
+            assert_ne!(logs(channel).await, "reached");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_named_by_its_flag() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut files = files(folder.path());
+        files.key = folder.path().join("none");
+        let refused = Tls::read(&files).err().unwrap().to_string();
+        assert!(refused.starts_with("--tls-key"), "{refused}");
+    }
+}
