@@ -93,6 +93,23 @@ impl State {
         }
     }
 
+    /// Forgets the caches of a tenant that goes.
+    pub(super) fn forget_caches_of(&mut self, tenant: &str) {
+        let caches = self.images.caches.iter();
+        let keys = caches.filter(|(_, cache)| cache.tenant == tenant);
+        let keys: Vec<String> = keys.map(|(key, _)| key.clone()).collect();
+        if keys.is_empty() {
+            return;
+        }
+        for key in keys {
+            self.images.caches.remove(&key);
+            let transaction = Transaction::new();
+            self.plan
+                .write(transaction.delete(records::IMAGE_CACHE, &key, Expect::Any));
+        }
+        self.tell_images();
+    }
+
     fn put_cache(&mut self, cache: ImageCache) -> Result<ImageCache, Failure> {
         let key = format!("{}/{}", cache.tenant, cache.name);
         let before = self.images.caches.get(&key).cloned();

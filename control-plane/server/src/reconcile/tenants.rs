@@ -160,6 +160,7 @@ impl State {
             self.delete_vpc(None, name)?;
         }
         self.revoke_tokens_of(name);
+        self.forget_caches_of(name);
         Arc::make_mut(&mut self.tenancy).remove(name);
         self.forget_quota(name);
         self.plan.steps.push(Step {

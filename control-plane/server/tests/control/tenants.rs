@@ -1,8 +1,10 @@
 //! Tenants, and whose namespaces are whose.
 
+use longship_proto::control::v1::image_caches_client::ImageCachesClient;
 use longship_proto::control::v1::tenants_client::TenantsClient;
 use longship_proto::control::v1::{
-    DeleteTenantRequest, GetTenantRequest, ListTenantsRequest, Pod, PutTenantRequest, Quota, Tenant,
+    DeleteTenantRequest, GetTenantRequest, ImageCache, ListImageCachesRequest, ListTenantsRequest,
+    Pod, PutImageCacheRequest, PutTenantRequest, Quota, Tenant,
 };
 use longship_proto::{Class, Failure};
 
@@ -146,6 +148,28 @@ async fn only_a_tenant_without_pods_goes() {
     let kept = control.delete_tenant("default").await.unwrap_err();
     assert_eq!(kept.class(), Class::Conflict);
     assert_eq!(control.tenants().await, ["default"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn image_caches_go_with_their_tenant() {
+    let control = Control::start().await;
+    let mut caches = ImageCachesClient::new(control.channel().await);
+    for name in ["red", "blue"] {
+        control.put_tenant(tenant(name, &[])).await.unwrap();
+        let cache = ImageCache {
+            name: "base".into(),
+            tenant: name.into(),
+            images: vec!["127.0.0.1:5000/hello:latest".into()],
+            ..ImageCache::default()
+        };
+        let request = PutImageCacheRequest { cache: Some(cache) };
+        answer(caches.put_image_cache(request).await).unwrap();
+    }
+    control.delete_tenant("red").await.unwrap();
+    let request = ListImageCachesRequest::default();
+    let left = answer(caches.list_image_caches(request).await).unwrap();
+    let tenants: Vec<String> = left.caches.into_iter().map(|cache| cache.tenant).collect();
+    assert_eq!(tenants, ["blue"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
