@@ -13,6 +13,7 @@ mod card;
 mod guest;
 mod images;
 mod journal;
+mod keeper;
 mod link;
 mod logs;
 mod plan;

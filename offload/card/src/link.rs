@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use longship_proto::control::v1::cards_client::CardsClient;
 use longship_proto::control::v1::{
-    FromCard, Heartbeat, Pod, PodReports, Register, ToCard, from_card, to_card,
+    FromCard, Heartbeat, ImageReports, Pod, PodReports, Register, ToCard, from_card, to_card,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -14,6 +14,7 @@ use tonic::Status;
 use tonic::transport::Endpoint;
 use tracing::{info, warn};
 
+use crate::keeper::Keeper;
 use crate::reconciler::Reconciler;
 use crate::status::Reports;
 
@@ -38,6 +39,8 @@ pub(crate) struct Link {
     pub(crate) register: Register,
     /// The pods.
     pub(crate) reconciler: Arc<Reconciler>,
+    /// Images that are kept ready.
+    pub(crate) keeper: Arc<Keeper>,
     /// News of them.
     pub(crate) reports: Arc<Reports>,
     /// The key for access tokens, once the control plane has given one.
@@ -102,6 +105,7 @@ impl Link {
         *wait = RETRY_MIN;
         self.token_key.send_replace(Some(registered.token_key));
         self.reports.resend();
+        self.keeper.resend();
 
         let lease = Duration::from_millis(u64::from(registered.lease_ms.max(300)));
         let mut told = Vec::new();
@@ -115,6 +119,10 @@ impl Link {
                 reports = self.reports.next() => {
                     let reports = PodReports { reports };
                     send(&outgoing, from_card::Message::Reports(reports)).await?;
+                }
+                reports = self.keeper.next() => {
+                    let reports = ImageReports { reports };
+                    send(&outgoing, from_card::Message::Images(reports)).await?;
                 }
                 _ = heartbeat.tick() => {
                     send(&outgoing, from_card::Message::Heartbeat(Heartbeat {})).await?;
@@ -143,7 +151,8 @@ impl Link {
                     self.reconciler.release(&uid);
                 }
             }
-            Some(to_card::Message::Registered(_) | to_card::Message::Images(_)) | None => {
+            Some(to_card::Message::Images(all)) => self.keeper.want(all.images),
+            Some(to_card::Message::Registered(_)) | None => {
                 warn!("the control plane sent a message that has no place here");
             }
         }

@@ -11,7 +11,7 @@ use longship_image::{ImageStore, StoreConfig};
 use longship_proto::Failure;
 use longship_proto::card::v1::card_admin_server::CardAdminServer;
 use longship_proto::card::v1::pod_streams_server::PodStreamsServer;
-use longship_proto::control::v1::{HostCapacity, Register};
+use longship_proto::control::v1::{HostCapacity, ImagePullPolicy, Register};
 use longship_volume::{ScratchStore, VhostUserVolumes};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -24,6 +24,7 @@ use crate::api::{Admin, Streams};
 use crate::card::Card;
 use crate::images::Images;
 use crate::journal::Journal;
+use crate::keeper::{self, Keeper};
 use crate::link::Link;
 use crate::logs::LogStore;
 use crate::reconciler::Reconciler;
@@ -164,7 +165,9 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
         held: Vec::new(),
         family: String::new(),
     };
+    let keeper = Arc::new(Keeper::new(keeper::RETRY));
     let link = Link {
+        keeper: keeper.clone(),
         endpoints: control,
         register,
         reconciler: reconciler.clone(),
@@ -185,6 +188,7 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
         served = clients => served.map_err(|e| flag("--listen", bound, e))?,
         served = operators => served.map_err(|e| flag("--admin", config.admin.display(), e))?,
         () = link.keep() => {}
+        () = keeper.keep(|image| keep_image(&card, image)) => {}
         reason = card.journal.failed() => return Err(StartError::Journal(reason)),
         () = stop => {}
     }
@@ -251,6 +255,12 @@ fn open(config: &Config, agent: AgentLink, turns: Turns) -> Result<Card, StartEr
         runtime_dir: config.runtime_dir.clone(),
         scratch_bytes: config.scratch_bytes,
     })
+}
+
+/// Has an image; one that a pod waits for too is pulled once for both.
+async fn keep_image(card: &Card, image: String) -> Result<(), Failure> {
+    let got = card.images.get(&image, ImagePullPolicy::Unspecified).await;
+    got.map(|_| ()).map_err(|(_, failure)| failure)
 }
 
 /// Binds a UNIX socket; one that a killed card left is taken over, one that

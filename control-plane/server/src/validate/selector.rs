@@ -1,6 +1,7 @@
 //! Label selectors in Kubernetes' syntax: `app=web,tier in (a,b),!canary`.
 
 use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
 
 use longship_proto::Failure;
 use longship_scheduler::{Expression, Operator, Selector};
@@ -158,8 +159,8 @@ impl<'a> Parser<'a> {
                 let value = self.value()?;
                 // The first value of a label has a place of its own, by which it is
                 // found quickly.
-                if !selector.labels.contains_key(&key) {
-                    selector.labels.insert(key, value);
+                if let Entry::Vacant(place) = selector.labels.entry(key.clone()) {
+                    place.insert(value);
                     return Ok(());
                 }
                 Operator::In(BTreeSet::from([value]))

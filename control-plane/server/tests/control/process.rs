@@ -90,6 +90,17 @@ pub(crate) fn fails(output: &Output) -> String {
     errors[0].to_owned()
 }
 
+/// All that the server serves beside health and reflection.
+const SERVICES: [&str; 7] = [
+    "Pods",
+    "Inventory",
+    "Networks",
+    "Capacity",
+    "ImageCaches",
+    "Tenants",
+    "Cards",
+];
+
 #[tokio::test(flavor = "multi_thread")]
 async fn it_serves_health_and_reflection_and_stops_when_told() {
     let dir = tempfile::tempdir().unwrap();
@@ -106,10 +117,13 @@ async fn it_serves_health_and_reflection_and_stops_when_told() {
             .unwrap();
 
         let mut health = tonic_health::pb::health_client::HealthClient::new(channel.clone());
-        let pods = tonic_health::pb::HealthCheckRequest {
-            service: "longship.control.v1.Pods".into(),
-        };
-        assert_eq!(health.check(pods).await.unwrap().into_inner().status, 1);
+        for service in SERVICES {
+            let request = tonic_health::pb::HealthCheckRequest {
+                service: format!("longship.control.v1.{service}"),
+            };
+            let status = health.check(request).await.unwrap().into_inner().status;
+            assert_eq!(status, 1, "{service}");
+        }
 
         let list = ServerReflectionRequest {
             message_request: Some(MessageRequest::ListServices(String::new())),
@@ -123,10 +137,10 @@ async fn it_serves_health_and_reflection_and_stops_when_told() {
             panic!("{answer:?}");
         };
         let names: Vec<String> = services.service.into_iter().map(|s| s.name).collect();
-        assert!(
-            names.contains(&"longship.control.v1.Pods".to_owned()),
-            "{names:?}"
-        );
+        for service in SERVICES {
+            let name = format!("longship.control.v1.{service}");
+            assert!(names.contains(&name), "{name} of {names:?}");
+        }
 
         // A connection that stays open does not hold it up.
         assert_eq!(stop(&mut child, signal), Some(0));
