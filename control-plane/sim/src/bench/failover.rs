@@ -1,7 +1,7 @@
 //! Two replicas on etcd, of which the one that leads is killed under load.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,9 @@ use longship_report::document::{Figure, Findings};
 use tokio::task::JoinSet;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 use super::load::NAMESPACE;
 use super::place::{PlaceOptions, etcd, replica};
@@ -67,20 +70,33 @@ struct Shared {
     stop: AtomicBool,
 }
 
-/// Cards go to the replicas in turn.
-struct InTurn {
+/// Cards ask the replicas which of them leads, as the real card does.
+struct ToLeader {
     replicas: Vec<SharedConnections>,
-    next: AtomicUsize,
 }
 
 #[async_trait]
-impl Network for InTurn {
+impl Network for ToLeader {
     async fn connect(&self) -> Result<Channel, Status> {
-        let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.replicas.len().max(1);
-        let replica = self.replicas.get(turn);
-        let replica = replica.ok_or_else(|| Status::unavailable("no replica"))?;
-        replica.connect().await
+        for replica in &self.replicas {
+            let channel = replica.connect().await?;
+            if leads(channel.clone()).await {
+                return Ok(channel);
+            }
+        }
+        Err(Status::unavailable("no replica leads"))
     }
+}
+
+async fn leads(channel: Channel) -> bool {
+    let request = HealthCheckRequest {
+        service: "longship.control.v1.Cards".to_owned(),
+    };
+    let mut health = HealthClient::new(channel);
+    let answered = tokio::time::timeout(Duration::from_secs(1), health.check(request)).await;
+    answered.is_ok_and(|answered| {
+        answered.is_ok_and(|answer| answer.get_ref().status() == ServingStatus::Serving)
+    })
 }
 
 impl Failover {
@@ -96,12 +112,11 @@ impl Failover {
             endpoints.push(Channel::from_shared(url)?.tcp_nodelay(true));
         }
         let connections = usize::try_from(self.cards)?.div_ceil(50);
-        let network = InTurn {
+        let network = ToLeader {
             replicas: endpoints
                 .iter()
                 .map(|endpoint| SharedConnections::new(endpoint, connections))
                 .collect(),
-            next: AtomicUsize::new(0),
         };
         let network: Arc<dyn Network> = Arc::new(network);
         let shape = FleetShape::with_room(usize::try_from(self.cards)?, MOST_PODS);
