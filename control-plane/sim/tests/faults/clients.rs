@@ -71,7 +71,7 @@ impl Clients {
 
     /// Creates and deletes until told to stop.
     pub(crate) async fn work(self) {
-        let mut random = StdRng::seed_from_u64(self.seed ^ 0xc11e_17);
+        let mut random = StdRng::seed_from_u64(self.seed ^ 0x00c1_1e17);
         let way = Way::new(&self.controls);
         let mut number = 0;
         while !self.with(|ledger| ledger.stop) {

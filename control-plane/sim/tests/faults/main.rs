@@ -98,7 +98,7 @@ fn all(first: u64, count: u64) -> ExitCode {
 /// Plays one in a process of its own; some twice.
 fn play(seed: u64) -> Result<(), String> {
     let first = run(seed)?;
-    if seed % REPEAT == 0 {
+    if seed.is_multiple_of(REPEAT) {
         let second = run(seed)?;
         if first != second {
             let differ = first.lines().zip(second.lines()).find(|(a, b)| a != b);
