@@ -46,13 +46,16 @@ lint: setup ## formatting and lints
 unit: setup ## the tests beside the code
 	cargo test --workspace --exclude longship-e2e
 
+# Those of templates count what the host has lost of its memory, and go first: what a
+# kernel keeps of machines that have ended it need not take again.
 # Tests that need a KVM: what crosses processes, the agent, the VMM and init by themselves.
 kvm_tests := --test pods --test clones --test refusals --test recovery --test real_vmm --test templates --test kvm_guest --test kvm_template --test kvm_linux --test kvm_clone
 
 e2e: build guest ## the tests that need a KVM and cross processes
 	@tests=$$(cargo test -p longship-e2e -p longship-agent -p longship-vmm -p longship-init $(kvm_tests) \
 	        --no-run --message-format=json-render-diagnostics | \
-	    sed -n 's/.*"profile":{[^}]*"test":true}.*"executable":"\([^"]*\)".*/\1/p'); \
+	    sed -n 's/.*"profile":{[^}]*"test":true}.*"executable":"\([^"]*\)".*/\1/p' | \
+	    awk '/\/templates-/ { print; next } { rest = rest "\n" $$0 } END { print rest }'); \
 	export LONGSHIP_VMM=$(CURDIR)/target/release/longship-vmm; \
 	export LONGSHIP_KERNEL=$(CURDIR)/target/guest/vmlinux; \
 	export LONGSHIP_INITRAMFS=$(CURDIR)/target/guest/initramfs.cpio; \

@@ -175,7 +175,7 @@ impl Testbed {
     ) -> Result<u8, TestbedError> {
         let script = script::command(command, &self.env)?;
         let shares = script::shares(&self.shares)?;
-        let qemu = qemu::Qemu::find()?;
+        let qemu = qemu::Qemu::find(self.exact)?;
         let arguments = qemu.arguments(self)?;
         let image = image::Image::prepare()?;
         let machine = machine::Machine {
